@@ -1,0 +1,253 @@
+"""The settings of every method: one field is one form row, one command option, one check and one line of documentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+
+from .errors import MedXAIError, nearest
+
+
+def setting(
+    default, help, *, low=None, high=None, unit="", choices=(), advanced=False, decimals=None, increment=None, title=""
+):
+    """A field of a settings dataclass.
+
+    Parameters
+    ----------
+    default : object
+        Value when nobody says otherwise. The type comes from the field's annotation: ``bool``, ``int``, ``float``, ``str``,
+        ``tuple[str, ...]`` (comma-separated in the command), ``tuple[float, float, float] | None`` or ``int | None`` and so on.
+    help : str
+        What it does, for tooltip, ``--help`` and documentation.
+    low, high : float
+        Smallest and largest value allowed.
+    unit : str
+        Such as ``mm`` or ``degrees``.
+    choices : sequence of str
+        The only values allowed.
+    advanced : bool
+        Shown in the collapsed section of the form.
+    decimals, increment : int, float
+        For the form's spin box.
+    title : str
+        The form's label; by default the name in words.
+    """
+    about = dict(
+        help=help, low=low, high=high, unit=unit, choices=tuple(choices), advanced=advanced, decimals=decimals,
+        increment=increment, title=title,
+    )  # fmt: skip
+    return dataclasses.field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a form, an option parser or a document needs to know of one setting."""
+
+    name: str
+    kind: type  # bool, int, float, str or tuple
+    item: type | None  # of a tuple
+    length: int | None  # of a tuple; None = any
+    optional: bool  # None is allowed
+    default: object
+    help: str
+    low: float | None
+    high: float | None
+    unit: str
+    choices: tuple[str, ...]
+    advanced: bool
+    decimals: int | None
+    increment: float | None
+    title: str
+
+    @property
+    def option(self) -> str:
+        """The command's option, such as ``--step-size``."""
+        return "--" + self.name.replace("_", "-")
+
+    def check(self, value):
+        """The value in the setting's type; refused with a sentence that names the setting."""
+        if value is None and self.optional:
+            return None
+        told = f"The setting '{self.title.lower()}' ({self.option})"
+        try:
+            if self.kind is tuple:
+                if isinstance(value, str):
+                    value = [v.strip() for v in value.split(",") if v.strip()]
+                value = tuple(_plain(self.item, v) for v in value)
+                if self.length is not None and len(value) != self.length:
+                    raise ValueError
+            else:
+                value = _plain(self.kind, value)
+        except (TypeError, ValueError):
+            raise MedXAIError(f"{told} cannot be {value!r}; it takes {self.takes}.") from None
+        for one in value if self.kind is tuple else (value,):
+            if isinstance(one, float) and not math.isfinite(one):
+                raise MedXAIError(f"{told} must be a finite number.")
+            if self.choices and one not in self.choices:
+                raise MedXAIError(f"{told} cannot be '{one}'{nearest(str(one), self.choices)}; it takes {self.takes}.")
+            if isinstance(one, (int, float)) and (
+                (self.low is not None and one < self.low) or (self.high is not None and one > self.high)
+            ):
+                raise MedXAIError(f"{told} is {one:g}; it takes {self.takes}.")
+        return value
+
+    @property
+    def takes(self) -> str:
+        """The values allowed, in words."""
+        if self.choices:
+            words = ", ".join(self.choices)
+        elif self.kind is bool:
+            words = "yes or no"
+        elif self.kind is tuple:
+            number = "" if self.length is None else f"{self.length} "
+            words = number + {float: "numbers", int: "whole numbers", str: "names"}[self.item]
+        else:
+            words = {float: "a number", int: "a whole number", str: "text"}[self.kind]
+        if self.low is not None and self.high is not None:
+            words += f" from {self.low:g} to {self.high:g}"
+        elif self.low is not None:
+            words += f", at least {self.low:g}"
+        elif self.high is not None:
+            words += f", at most {self.high:g}"
+        return words + (f" ({self.unit})" if self.unit else "")
+
+
+def _plain(kind, value):
+    if kind is bool:
+        if isinstance(value, str):
+            value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(value.lower())
+        if not isinstance(value, (bool, int)) or value not in (0, 1):
+            raise ValueError
+        return bool(value)
+    if kind is int:
+        if isinstance(value, bool) or float(value) != int(float(value)):
+            raise ValueError
+        return int(float(value))
+    if kind is float:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def about(cls) -> list[About]:
+    """Every setting of a settings class, in order."""
+    hints = typing.get_type_hints(cls)
+    return [_about(f, hints[f.name]) for f in dataclasses.fields(cls)]
+
+
+def _about(field, hint) -> About:
+    arguments = typing.get_args(hint)
+    optional = type(None) in arguments
+    if optional and typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(a for a in arguments if a is not type(None))
+        arguments = typing.get_args(hint)
+    item = length = None
+    if typing.get_origin(hint) is tuple:
+        item, length = arguments[0], None if arguments[-1] is Ellipsis else len(arguments)
+        hint = tuple
+    rest = dict(field.metadata)
+    rest["title"] = rest["title"] or field.name.replace("_", " ").capitalize()
+    return About(field.name, hint, item, length, optional, field.default, **rest)
+
+
+class Settings:
+    """What every settings class can do. Values are checked when an object is made."""
+
+    def __post_init__(self):
+        for one in about(type(self)):
+            object.__setattr__(self, one.name, one.check(getattr(self, one.name)))
+
+    def to_json(self) -> dict:
+        """Plain values, for a file, a message or a node's attribute."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict):
+        """From plain values; a name that is not a setting is refused by name."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                raise MedXAIError(f"There is no setting '{name}'{nearest(name, names)}.")
+        return cls(**values)
+
+
+def documentation(cls) -> str:
+    """A Markdown table of the settings of ``cls``."""
+    rows = ["| option | takes | default | what it does |", "|---|---|---|---|"]
+    for one in about(cls):
+        default = one.default
+        if one.kind is bool:
+            option, default = f"`{one.option}`, `--no-{one.option[2:]}`", "yes" if default else "no"
+        else:
+            option = f"`{one.option}`"
+            default = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+        default = "" if default in (None, "") else f"`{default}`"
+        rows.append(f"| {option} | {one.takes} | {default} | {one.help} |")
+    return "\n".join(rows)
+
+
+@dataclass(frozen=True)
+class DreamSettings(Settings):
+    """Settings of `dream` (Couteaux et al. 2019, section 2.2)."""
+
+    label: str = setting("", "The label whose logit is raised, by name; empty: the last label of the model.")
+    neuron_ras: tuple[float, float, float] | None = setting(
+        None, "The voxel whose logit is raised, as a RAS point.", unit="mm", title="Neuron (RAS)"
+    )
+    neuron_ijk: tuple[int, int, int] | None = setting(
+        None, "The same as a voxel index i j k, from 0; by default the best place in the segment, or in the volume.",
+        title="Neuron (IJK)", advanced=True,
+    )  # fmt: skip
+    slice: str = setting(
+        "", "For 2-D networks: the slice, such as axial:57 or k:57; by default the one through the neuron or segment.",
+        advanced=True,
+    )  # fmt: skip
+    start: str = setting("volume", "Where the ascent starts: the volume, or white noise.", choices=("volume", "noise"))
+    steps: int = setting(100, "Steps at most.", low=1, high=100000)
+    step_size: float = setting(
+        1.0,
+        "α in x ← x + α ∂z/∂x, in network units.",
+        low=1e-9,
+        high=1e9,
+        decimals=4,
+        increment=0.1,
+        title="Step size α",
+    )
+    normalize: bool = setting(False, "Divide the gradient by its L2 norm, so that each step has length α.")
+    clamp: bool = setting(False, "Keep the image within the intensity range the network was given.")
+    tolerance: float = setting(
+        1e-3, "Converged when the last ten steps raised the response by less than this share of its whole rise; 0: never.",
+        low=0, high=1, decimals=5, increment=1e-3, advanced=True, title="Convergence tolerance",
+    )  # fmt: skip
+    features: tuple[str, ...] = setting(
+        ("paper",),
+        "Feature curves: names such as firstorder_Mean, classes such as glcm, 'paper' (the paper's figures), 'all' or 'none'.",
+    )
+    reference: str = setting("", "Reference distribution (a JSON file made by 'medxai features reference').")
+    bin_width: float = setting(
+        25.0, "Width of the grey-level bins of texture features, in units of the volume.", low=1e-9, high=1e9, decimals=3,
+        increment=1.0, advanced=True,
+    )  # fmt: skip
+    line_angle: float = setting(
+        135.0, "Angle of the line segment of the characteristic feature, counter-clockwise from the row direction.", low=0,
+        high=180, unit="degrees", advanced=True, decimals=1, increment=5.0,
+    )  # fmt: skip
+    line_length: int = setting(9, "Length of that line segment.", low=3, high=99, unit="voxels", advanced=True)
+    jitter: int = setting(0, "Shift the image at random by up to this many voxels before each gradient; 0: off.", low=0, high=64, unit="voxels", advanced=True)  # fmt: skip
+    blur: float = setting(0.0, "Smooth the change after each step (Gaussian, standard deviation); 0: off.", low=0, high=10, unit="voxels", advanced=True, decimals=2, increment=0.1)  # fmt: skip
+    total_variation: float = setting(0.0, "Weight of the total variation of the change; 0: off.", low=0, high=1e6, advanced=True, decimals=4, increment=0.01)  # fmt: skip
+    l2: float = setting(0.0, "Weight of the squared length of the change; 0: off.", low=0, high=1e6, advanced=True, decimals=4, increment=0.01, title="L2")  # fmt: skip
+    crop: bool = setting(True, "Compute on the receptive field alone where that is exact.", advanced=True)
+    memory_budget: int = setting(512, "Steps kept for scrubbing are thinned to this size.", low=1, high=65536, unit="MB", advanced=True)  # fmt: skip
+    seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1, advanced=True)
+    device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
+
+
+METHODS = {"dream": DreamSettings}
