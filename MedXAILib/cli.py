@@ -1,0 +1,293 @@
+"""The `medxai` command. Imports lazily: `--help` needs nothing but the standard library and numpy."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from . import __version__, settings
+from .errors import MedXAIError, nearest
+
+DONE, REFUSED, CANCELLED = 0, 1, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line, with the closest option that exists."""
+
+    def error(self, message):
+        for word in message.split():
+            if word.startswith("--") and "unrecognized" in message:
+                message = f"There is no option '{word}'{nearest(word, self._option_string_actions)}."
+                break
+        raise MedXAIError(message if message.endswith(".") else f"{message} (see '{self.prog} --help').")
+
+
+def main(arguments=None) -> int:
+    """Run the command; returns the exit status (0 done, 1 refused with one line on stderr, 130 cancelled)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        options = _parser().parse_args(arguments)
+        return options.call(options) or DONE
+    except MedXAIError as error:
+        print(f"medxai: {error.message}" + (f" {error.hint}" if error.hint else ""), file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("medxai: cancelled; nothing was written.", file=sys.stderr)
+        return CANCELLED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
+    except MemoryError:
+        print("medxai: out of memory; use a smaller volume or crop it.", file=sys.stderr)
+        return REFUSED
+
+
+def _parser():
+    parser = _Parser(
+        prog="medxai", description="Why a medical-imaging network answers as it does. Not a medical device."
+    )
+    parser.add_argument("--version", action="version", version=f"medxai {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    for name, cls in settings.METHODS.items():
+        _method_parser(commands, name, cls)
+    _models_parser(commands)
+    _features_parser(commands)
+    _train_parser(commands)
+    demo = commands.add_parser("demo", help="run the demonstration on a phantom and say where to look")
+    demo.add_argument("--output", type=Path, default=Path("demo"), help="a new folder (default: demo)")
+    demo.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    demo.set_defaults(call=_demo)
+    return parser
+
+
+def _method_parser(commands, name, cls):
+    titles = {
+        "dream": "what a segmentation network reacts to: gradient ascent on one output voxel, with feature curves"
+    }
+    parser = commands.add_parser(name, help=titles[name], description=titles[name])
+    parser.add_argument("--model", required=True, type=Path, help="model folder (with model.json)")
+    parser.add_argument(
+        "--volume",
+        required=True,
+        type=Path,
+        action="append",
+        help="image file or DICOM folder; once per channel of the network",
+    )
+    parser.add_argument("--segmentation", type=Path, help="file with segments")
+    parser.add_argument("--segment", help="name, or label value, of one of its segments")
+    parser.add_argument("--output", required=True, type=Path, help="a new folder for the results")
+    parser.add_argument(
+        "--trust", nargs="?", const="", metavar="SHA256", help="run the model although it is a program (.ts, .pt2); with its SHA-256, only that one"
+    )  # fmt: skip
+    parser.add_argument("--no-scene", action="store_true", help="leave out scene.mrb and report.png")
+    parser.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    group = parser.add_argument_group("settings")
+    for one in settings.about(cls):
+        shown = one.help.replace("%", "%%")
+        default = (
+            "" if one.default in (None, "") else f" [{','.join(one.default) if one.kind is tuple else one.default}]"
+        )
+        if one.kind is bool:
+            group.add_argument(
+                one.option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown + default
+            )
+        elif one.kind is tuple and one.length:
+            group.add_argument(one.option, nargs=one.length, default=argparse.SUPPRESS, help=shown, metavar=tuple("RAS" if one.item is float else "IJK"))  # fmt: skip
+        else:
+            group.add_argument(
+                one.option, default=argparse.SUPPRESS, help=shown + default, metavar=one.kind.__name__.upper()
+            )
+    parser.set_defaults(call=_method, method=name, settings_class=cls)
+
+
+def _models_parser(commands):
+    models = commands.add_parser("models", help="look at model packages").add_subparsers(
+        dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
+    )
+    describe = models.add_parser("describe", help="labels, input and layers of a model")
+    describe.add_argument("folder", type=Path)
+    describe.add_argument("--json", action="store_true", help="as JSON")
+    describe.add_argument(
+        "--trust", nargs="?", const="", metavar="SHA256", help="also look inside a program (.ts, .pt2)"
+    )
+    describe.set_defaults(call=_describe)
+
+
+def _features_parser(commands):
+    features = commands.add_parser("features", help="features of image and mask").add_subparsers(
+        dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
+    )
+    reference = features.add_parser(
+        "reference", help="mean, standard deviation and n of each feature over a folder of cases"
+    )
+    reference.add_argument("folder", type=Path, help="image and mask pairs: see the README")
+    reference.add_argument("--segment", help="name, or label value, of the segment in the masks")
+    reference.add_argument("--features", default="paper", help="names, classes, 'paper' or 'all' [paper]")
+    reference.add_argument("--bin-width", default="25", help="grey-level bin width in units of the volume [25]")
+    reference.add_argument("--output", type=Path, required=True, help="a new JSON file")
+    reference.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    reference.set_defaults(call=_reference)
+
+
+def _train_parser(commands):
+    train = commands.add_parser("train", help="train networks").add_subparsers(
+        dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
+    )
+    segmentation = train.add_parser("segmentation", help="the small 3-D U-Net of the demonstration, on its phantom")
+    segmentation.add_argument("--phantom", action="store_true", required=True, help="cases made by code from a seed")
+    segmentation.add_argument("--seed", type=int, default=0)
+    segmentation.add_argument("--steps", type=int, default=None, help="training iterations")
+    segmentation.add_argument("--output", type=Path, required=True, help="a new model folder")
+    segmentation.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    segmentation.set_defaults(call=_train_segmentation)
+
+
+def _method(options) -> int:
+    from . import output
+
+    output.check_new_folder(options.output)
+    names = [one.name for one in settings.about(options.settings_class)]
+    chosen = options.settings_class.from_json({k: v for k, v in vars(options).items() if k in names})
+    if options.segment and not options.segmentation:
+        raise MedXAIError("--segment names a segment of --segmentation FILE, which is missing.")
+    from . import io
+
+    volumes = [io.read_volume(path) for path in options.volume]
+    segment = io.read_mask(options.segmentation, options.segment) if options.segmentation else None
+    from .methods import REGISTRY
+    from .models import load
+
+    model = load(options.model, device=chosen.device, trusted=_trusted(options))
+    arguments = sys.argv[1:]
+    progress = _Progress(options.json)
+    explanation = progress.drive(REGISTRY[options.method](model, volumes, chosen, segment))
+    explanation.provenance["command"] = ["medxai", *arguments]
+    with output.new_folder(options.output) as folder:
+        progress.say(0.99, "Writing")
+        left_out = output.write(explanation, volumes, segment, folder, scene=not options.no_scene)
+    progress.end()
+    _tell(explanation, options.output, left_out, options.json)
+    return DONE
+
+
+def _tell(explanation, folder, left_out, as_json):
+    if as_json:
+        print(json.dumps({"event": "result", "folder": str(folder)}), flush=True)
+        return
+    from .output import plain
+
+    for name, score in plain(explanation.scores).items():
+        print(
+            f"  {name.replace('_', ' ')}: {score:.6g}"
+            if isinstance(score, float)
+            else f"  {name.replace('_', ' ')}: {score}"
+        )
+    for name, check in plain(explanation.self_checks).items():
+        print(f"  check {name.replace('_', ' ')}: {'passed' if check['passed'] else 'NOT PASSED'} ({check['value']})")
+    for note in explanation.notes:
+        print(f"  note: {note}")
+    shown = "" if any("scene.mrb" in note for note in left_out) else "; open scene.mrb in 3D Slicer"
+    print(f"Results are in {folder}{shown}.")
+
+
+def _trusted(options) -> set[str]:
+    """What ``--trust`` allows: the program in this very folder, or the one with the SHA-256 given."""
+    if options.trust is None:
+        return set()
+    if options.trust:
+        return {options.trust.lower()}
+    from .package import Package
+
+    return {Package.read(options.model if hasattr(options, "model") else options.folder).sha256}
+
+
+def _describe(options) -> int:
+    from .models import describe
+    from .models.describe import text
+
+    about = describe(options.folder, trusted=_trusted(options))
+    print(json.dumps(about, indent=2, ensure_ascii=False) if options.json else text(about))
+    return DONE
+
+
+def _reference(options) -> int:
+    from .features import reference
+
+    if options.output.exists():
+        raise MedXAIError(f"'{options.output}' exists already; choose a new name or remove it.")
+    names = tuple(n.strip() for n in options.features.split(",") if n.strip())
+    width = next(a for a in settings.about(settings.DreamSettings) if a.name == "bin_width").check(options.bin_width)
+    progress = _Progress(options.json)
+    found = progress.drive(reference(options.folder, names, segment=options.segment, bin_width=width))
+    found.write(options.output)
+    progress.end()
+    for case, reason in found.skipped.items():
+        print(f"  skipped {case}: {reason}", file=sys.stderr)
+    print(f"{len(found.cases)} cases, {len(found.skipped)} skipped; the reference is in {options.output}.")
+    return DONE
+
+
+def _train_segmentation(options) -> int:
+    from .demo.train import train_phantom
+    from .output import check_new_folder
+
+    check_new_folder(options.output)
+    more = {} if options.steps is None else {"steps": options.steps}
+    progress = _Progress(options.json)
+    progress.drive(train_phantom(options.output, seed=options.seed, **more))
+    progress.end()
+    print(f"The model is in {options.output}.")
+    return DONE
+
+
+def _demo(options) -> int:
+    from .demo.run import demo
+
+    return demo(options.output, as_json=options.json)
+
+
+class _Progress:
+    """Progress of a generator: JSON lines, or one line that rewrites itself on a terminal."""
+
+    def __init__(self, as_json: bool):
+        self.as_json, self.began, self.line = as_json, time.monotonic(), 0
+        self.terminal = sys.stderr.isatty()
+
+    def drive(self, steps):
+        """Iterate to the end; returns what the generator returns. An interrupt closes it, which puts the model back."""
+        with contextlib.closing(steps):
+            while True:
+                try:
+                    step = next(steps)
+                except StopIteration as end:
+                    return end.value
+                self.say(step.fraction, step.stage, step.points)
+
+    def say(self, fraction, stage, points=()):
+        gone = time.monotonic() - self.began
+        left = gone / fraction - gone if fraction > 0.02 else None
+        if self.as_json:
+            from .output import plain
+
+            print(json.dumps({"event": "progress", "fraction": round(fraction, 4), "stage": stage, "eta": left and round(left, 1)}), flush=True)  # fmt: skip
+            for point in points:
+                print(json.dumps({"event": "point", "curve": point.curve, "step": point.step, "values": plain(point.values)}), flush=True)  # fmt: skip
+        elif self.terminal:
+            text = f"{fraction:4.0%} {stage}" + (f", {left:.0f} s left" if left is not None else "")
+            print("\r" + text.ljust(self.line), end="", file=sys.stderr, flush=True)
+            self.line = len(text)
+
+    def end(self):
+        if self.line:
+            print("\r" + " " * self.line + "\r", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

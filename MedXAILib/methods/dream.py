@@ -1,0 +1,371 @@
+"""DeepDream analysis of a segmentation network (Couteaux et al. 2019, sections 2.2 and 3)."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from .. import features as radiomics
+from ..errors import MedXAIError
+from ..explanation import Curve, Explanation, Layer, Patch, Point, Sequence, Step, Steps, Table
+from ..models import prepare
+from ..models.geometry import plane_axis, slice_of
+from ..settings import DreamSettings
+from ..volume import Volume, mask_on_grid
+from .ascent import Ascent, first_look
+from .components import Component
+from .frames import Frames
+from .provenance import provenance
+
+REFERENCE_BAND = "reference ± 1 SD"
+
+
+def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume | None = None) -> Steps:
+    """Raise the logit of one output voxel by gradient ascent on the image, and follow features along the way.
+
+    Parameters
+    ----------
+    model : Model
+        A segmentation network.
+    volumes : list of Volume
+        One per channel of the network; the first gives the grid of every result. Never changed.
+    settings : DreamSettings
+        Without ``neuron_ras`` and ``neuron_ijk`` the voxel is the one with the highest logit inside ``segment`` (or anywhere).
+    segment : Volume, optional
+        Where to look for the best voxel; non-zero is inside.
+
+    Yields
+    ------
+    Step
+        One per ascent step, with the feature values that have come in; previews ``dream`` and ``mask``.
+
+    Returns
+    -------
+    Explanation
+        Maps ``dream`` (units of the volume) and ``change``, mask ``mask``, sequences ``steps`` and ``mask-steps``, curves ``curves``
+        and (with a reference) ``normalized``, table ``verdicts``.
+
+    Raises
+    ------
+    MedXAIError
+        For bad input, each in one sentence.
+
+    Notes
+    -----
+    X₍ⱼ₊₁₎ = Xⱼ + α ∂z/∂X with z the logit of the voxel, in network units; intensity statistics are those of the start. Only the
+    change is mapped back and added, so voxels that did not change stay bit-identical.
+    """
+    began = time.perf_counter()
+    if model.package.task != "segmentation":
+        raise MedXAIError(
+            f"'{model.package.name}' is a {model.package.task} network; dream explains segmentation networks."
+        )
+    label = model.label_index(settings.label)
+    volume = volumes[0]
+    flat = model.package.input.spatial_dims == 2 or 1 in volume.shape
+    names, reference, notes = _features(settings, 2 if flat else 3)
+    inside = None if segment is None else mask_on_grid(segment, volume)
+    voxel = None
+    if settings.neuron_ras is not None or settings.neuron_ijk is not None:
+        voxel = volume.voxel(settings.neuron_ras, settings.neuron_ijk)
+    prepared = prepare(model, volumes, _slice(model, volume, settings, voxel, inside))
+    if settings.start == "noise":
+        _noise(prepared, settings.seed)
+        notes.append(f"The ascent starts from white noise (seed {settings.seed}), not from the volume.")
+    x, shape = prepared.x.clone(), tuple(prepared.x.shape[2:])
+    multiple = model.package.input.multiple_of or 1
+    multiple = tuple(multiple) if isinstance(multiple, (list, tuple)) else int(multiple)
+    with model.frozen():
+        yield Step(0.0, "Reading the network")
+        field = model.receptive_field(shape)
+        exact = field.exact and settings.crop
+        yield Step(0.0, "Looking at the whole volume")
+        logit, foreground, logits = first_look(model, x, label, field, multiple)
+        if voxel is None:
+            point, chosen = _best(prepared, logit, inside), "best in segment" if inside is not None else "best"
+            voxel = prepared.to_volume(point)
+        else:
+            point, chosen = prepared.to_network(voxel), "given"
+        limits = (_per_channel(prepared.low, x), _per_channel(prepared.high, x))
+        ascent = Ascent(model, x, label, point, field if exact else _no_crop(field), settings, limits, multiple)
+        crop_error = None
+        if exact and logits is not None:
+            crop_error = ascent.check(logits)["response"]
+            if crop_error > 1e-3:
+                notes.append(
+                    "The crop did not give the whole volume's answer, so everything was computed on the whole volume."
+                )
+                ascent, exact = Ascent(model, x, label, point, _no_crop(field), settings, limits, multiple), False
+        elif settings.crop and not field.exact:
+            notes.append(f"Computed on the whole volume: {field.reason}.")
+        del logits, logit
+        model.require_memory(ascent.near.gradient_input.shape, gradient=True, lower="the volume's size (crop it)")
+        if foreground[point]:
+            notes.append("The network already saw the label at the voxel before the first step.")
+        path = _Path(volume, prepared, ascent, foreground, settings, names)
+        options = dict(bin_width=settings.bin_width, line_angle=settings.line_angle, line_length=settings.line_length)
+        masked = [n for n in names if n != "line_texture"]
+        with radiomics.FeatureQueue(masked, options=options) as queue:
+            converged = False
+            ascent_began = time.perf_counter()
+            for j in range(settings.steps + 1):
+                response, mask, slope = ascent.look(gradient=j < settings.steps)
+                if not np.isfinite(response):
+                    raise MedXAIError(
+                        f"The response became infinite at step {j}; lower the step size (--step-size) or use --normalize."
+                    )
+                points = [path.record(j, response, mask, queue)]
+                points += [path.feature(*found) for found in queue.ready()]
+                rise = path.responses[-1] - path.responses[-11] if j >= 10 else np.inf
+                converged = j >= 10 and abs(rise) < settings.tolerance * abs(response - path.responses[0])
+                stopping = converged or j == settings.steps or ascent.step(slope) == 0
+                yield Step(
+                    0.95 * (j + 1) / (settings.steps + 1),
+                    f"Step {j} of {settings.steps}, response {response:.4g}",
+                    tuple(points),
+                    path.previews,
+                )
+                if stopping:
+                    break
+            seconds_ascent = time.perf_counter() - ascent_began
+            if not converged and j < settings.steps:
+                notes.append(
+                    f"The gradient is zero at step {j}: nothing in the image moves this voxel's logit any more."
+                )
+            for found in queue.finish(path.missing()):
+                yield Step(0.97, "Features of the steps that were skipped", (path.feature(*found),))
+            notes += queue.notes
+        yield Step(0.99, "Checking the result")
+        again = _again(model, prepared, path, ascent, volumes, settings)
+    result = path.explanation(reference, label, voxel)
+    probability = [float(model.probability_of(z)) if hasattr(model, "probability_of") else None for z in ()]
+    del probability
+    result.notes = notes
+    first, last = path.responses[0], path.responses[-1]
+    result.scores.update(
+        response_start=first, response_end=last, steps=len(path.responses) - 1, converged=bool(converged)
+    )
+    result.self_checks.update(
+        response_rose={
+            "value": last - first, "passed": last > first,
+            "meaning": "Rise of the logit along the ascent; a dream that did not raise it explains nothing.",
+        },
+        converged={
+            "value": float(converged), "passed": bool(converged),
+            "meaning": "Whether the response stopped rising; if not, the curves end at the step limit, not at the network's optimum.",
+        },
+        mask_reached={
+            "value": int(result.masks["mask"].array.sum()), "passed": bool(result.masks["mask"].array.any()),
+            "meaning": "Voxels of the predicted component at the last step; without one, only whole-image features exist.",
+        },
+        response_of_written_volume={
+            "value": again, "passed": bool(abs(again - last) <= 0.05 * max(abs(last - first), 1e-6)),
+            "meaning": "The voxel's logit when dream.nrrd is prepared afresh as any volume would be; it differs where"
+            " preprocessing clips or its statistics moved.",
+        },
+    )  # fmt: skip
+    if crop_error is not None:
+        result.self_checks["crop"] = {
+            "value": crop_error, "passed": exact,
+            "meaning": "Largest relative difference between the cropped and the whole computation at the start.",
+        }  # fmt: skip
+    result.provenance = provenance(
+        "dream", settings, model, volumes,
+        label=model.labels[label], neuron_ijk=list(voxel[::-1]), neuron_ras=list(volume.index_to_ras(voxel)), neuron=chosen,
+        objective="logit of one output voxel", preparation=prepared.record(),
+        crop={"exact": exact, "gradient": list(ascent.near.gradient_input.shape), "prediction": list(ascent.near.reach_input.shape)},
+        features={"computed": path.counts["computed"], "filled_in_afterwards": path.counts["late"], "engine": "pyradiomics"},
+        seconds_ascent=round(seconds_ascent, 3), seconds=round(time.perf_counter() - began, 3),
+    )  # fmt: skip
+    return result
+
+
+class _Path:
+    """What is kept along the way: image, mask, responses, features, frames."""
+
+    def __init__(self, volume, prepared, ascent, foreground, settings, names):
+        self.volume, self.prepared, self.ascent, self.names = volume, prepared, ascent, names
+        self.base = prepared.start if settings.start == "noise" else volume.array
+        self.current = np.array(self.base, dtype=np.float32)
+        self.component = Component(foreground, ascent.near.reach, ascent.point)
+        self.mask = None  # Patch of the present component on the volume's grid
+        self.responses, self.values, self.waiting = [], {}, {}
+        self.frames = Frames(volume, settings.memory_budget * 2**20)
+        self.counts = {"computed": 0, "late": 0}
+        self.shown = False
+        self.line = None
+        if "line_texture" in names:
+            self.line = radiomics.LineTexture(self.current, settings.line_angle, settings.line_length)
+
+    def record(self, j, response, foreground, queue) -> Point:
+        """Take in step j: image and mask on the volume's grid, frame, features asked for."""
+        ascent = self.ascent
+        change = self.prepared.change(ascent.delta(), ascent.change.start)
+        self.current[change.box] = self.base[change.box] + change.array
+        self.box = change.box
+        self.responses.append(response)
+        found = self.component.update(foreground)
+        self.mask = None if found is None else self.prepared.mask(found[1], found[0].start)
+        self.frames.add(j, Patch(self.current[change.box].copy(), change.start), self.mask)
+        values = {"response": response}
+        if self.line is not None:
+            values["line_texture"] = self.line.update(Patch(self.current[change.box], change.start))
+        self.values[j] = values
+        if any(n != "line_texture" for n in self.names) and self.mask is not None:
+            start = self.mask.start
+            stop = tuple(a + n for a, n in zip(start, self.mask.array.shape))
+            whole = Volume(self.current, self.volume.ijk_to_ras, self.volume.name)
+            image = whole.crop(start, stop)
+            image = image.with_array(image.array.copy())
+            mask = image.with_array(self.mask.array)
+            if not queue.offer(j, image, mask):
+                self.waiting[j] = (image, mask)
+        return Point("curves", j, dict(values))
+
+    def feature(self, step, values) -> Point:
+        """Take in features of a step, whenever they come."""
+        self.counts["computed"] += 1
+        if step in self.waiting:
+            self.counts["late"] += 1
+        self.values[step].update(values)
+        return Point("curves", step, dict(values))
+
+    def missing(self):
+        for step, (image, mask) in self.waiting.items():
+            yield step, image, mask
+
+    def previews(self):
+        """The image and the mask now; the whole grid the first time, the changed box afterwards."""
+        mask = np.zeros(self.volume.shape, np.uint8)
+        if self.mask is not None:
+            mask[self.mask.box] = self.mask.array
+        if not self.shown:
+            self.shown = True
+            return {
+                "dream": self.volume.with_array(self.current.copy(), "dream"),
+                "mask": self.volume.with_array(mask, "mask", ""),
+            }
+        start = tuple(s.start for s in self.box)
+        return {
+            "dream": Patch(self.current[self.box].copy(), start),
+            "mask": Patch(mask, (0, 0, 0)),
+        }
+
+    def explanation(self, reference, label, voxel) -> Explanation:
+        volume = self.volume
+        change = self.current - self.base.astype(np.float32)
+        mask = np.zeros(volume.shape, np.uint8)
+        if self.mask is not None:
+            mask[self.mask.box] = self.mask.array
+        reach = float(np.abs(change).max())
+        unit = f" [{volume.unit}]" if volume.unit else ""
+        steps = sorted(self.values)
+        raw = {"step": np.array(steps, float), "response": np.array(self.responses)}
+        for name in self.names:
+            raw[name] = np.array([self.values[j].get(name, np.nan) for j in steps])
+        result = Explanation("dream", "DeepDream analysis")
+        result.maps["dream"] = Layer(volume.with_array(self.current, "dream"), "image", f"Dream{unit}")
+        result.maps["change"] = Layer(
+            volume.with_array(change, "change"), "signed", f"Change{unit}", -reach or None, reach or None
+        )
+        result.masks["mask"] = volume.with_array(mask, "mask", "")
+        result.sequences.update(self.frames.sequences())
+        result.curves["curves"] = Curve(
+            "Response and features", "step", raw, "Step", "Value", shown=("response",), units={"response": "logit"}
+        )
+        result.tables["verdicts"], z = _verdicts(raw, self.names, reference)
+        if z is not None:
+            result.curves["normalized"] = Curve(
+                "Features along the dream", "step", {"step": raw["step"], **z}, "Step",
+                "Normalized value (0: reference mean, 1: one SD)", {REFERENCE_BAND: (-1.0, 1.0)},
+            )  # fmt: skip
+        millimetres = float(abs(np.linalg.det(volume.ijk_to_ras[:3, :3])))
+        result.scores["mask_voxels"] = int(mask.sum())
+        result.scores["mask_volume_mm3"] = int(mask.sum()) * millimetres
+        return result
+
+
+def _verdicts(raw, names, reference):
+    columns = {"feature": [], "start": [], "end": [], "z_start": [], "z_end": [], "verdict": []}
+    z = {} if reference is not None else None
+    for name in names:
+        values = raw[name]
+        known = values[np.isfinite(values)]
+        first, last = (known[0], known[-1]) if len(known) else (np.nan, np.nan)
+        normal = [np.nan if reference is None else reference.z(name, v) for v in values]
+        seen = [v for v in normal if np.isfinite(v)]
+        verdict = "no reference" if reference is None else radiomics.verdict(normal)
+        row = (name, first, last, seen[0] if seen else np.nan, seen[-1] if seen else np.nan, verdict)
+        for column, value in zip(columns.values(), row):
+            column.append(value)
+        if z is not None:
+            z[name] = np.array(normal, float)
+    return Table("Verdicts", columns), z
+
+
+def _features(settings, dimensions):
+    """Names, reference and notes; without pyradiomics only what needs none of it."""
+    notes, reference = [], None
+    names = radiomics.resolve(settings.features, dimensions)
+    there, sentence = radiomics.available()
+    if not there and any(n != "line_texture" for n in names):
+        notes.append(sentence)
+        names = [n for n in names if n == "line_texture"]
+    if settings.reference:
+        reference = radiomics.Reference.read(settings.reference)
+    return names, reference, notes
+
+
+def _slice(model, volume, settings, voxel, inside) -> str:
+    """For a 2-D network the slice asked for, or the voxel's, or the one with most of the segment."""
+    if model.package.input.spatial_dims == 3 or settings.slice:
+        return settings.slice
+    if voxel is None and inside is not None:
+        axis = plane_axis(model.package, volume)
+        best = int(inside.sum(axis=tuple(n for n in range(3) if n != axis)).argmax())
+        voxel = tuple(best if n == axis else 0 for n in range(3))
+    return "" if voxel is None else slice_of(model.package, volume, voxel)
+
+
+def _best(prepared, logit, inside):
+    """The voxel of the network's grid with the highest logit, inside the segment where there is one."""
+    allowed = np.zeros(logit.shape, bool)
+    allowed[tuple(prepared.valid)] = True
+    if inside is not None:
+        allowed &= prepared.mask_to_network(inside)
+        if not allowed.any():
+            raise MedXAIError("None of the segment lies where the network looks; choose another slice or segment.")
+    return tuple(int(v) for v in np.unravel_index(np.where(allowed, logit, -np.inf).argmax(), logit.shape))
+
+
+def _noise(prepared, seed):
+    """White noise with the mean and standard deviation of each prepared channel, drawn on the CPU so that a seed means one image."""
+    generator = torch.Generator().manual_seed(seed)
+    x = prepared.x
+    axes = tuple(range(2, x.ndim))
+    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    prepared.replace(noise * x.std(axes, keepdim=True) + x.mean(axes, keepdim=True))
+
+
+def _per_channel(values, x):
+    return torch.as_tensor(values, dtype=x.dtype, device=x.device).reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+def _no_crop(field):
+    from dataclasses import replace
+
+    return replace(field, exact=False, reason=field.reason or "cropping is off")
+
+
+def _again(model, prepared, path, ascent, volumes, settings) -> float:
+    """The voxel's logit when the written dream is prepared as any volume would be."""
+    fresh = prepare(model, [path.volume.with_array(path.current), *volumes[1:]], prepared.slice)
+    box = ascent.near.reach_input if ascent.together else ascent.near.gradient_input
+    with torch.no_grad():
+        logits = model.logits(fresh.x[box.index])
+    return float(logits[(0, ascent.label, *(p - a for p, a in zip(ascent.point, box.start)))])
+
+
+__all__ = ["REFERENCE_BAND", "Sequence", "dream"]

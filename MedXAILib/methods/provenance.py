@@ -1,0 +1,35 @@
+"""Where an explanation comes from: enough to repeat it and to cite it."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from .. import __version__
+
+
+def provenance(method: str, settings, model, volumes, **more) -> dict:
+    """Method, settings, model name and SHA-256, inputs, versions, device and time, ready for JSON."""
+    versions = {"MedXAI": __version__, "python": platform.python_version()}
+    for package in ("torch", "monai", "numpy", "SimpleITK", "pyradiomics"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    device = str(model.device)
+    if model.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(model.device)})"
+    return {
+        "method": method,
+        "settings": settings.to_json(),
+        "model": {"name": model.package.name, "sha256": model.package.sha256},
+        "volumes": [volume.name for volume in volumes],
+        "versions": versions,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
+    }

@@ -1,0 +1,185 @@
+"""An explanation as files: what `medxai METHOD` leaves in its output folder."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import io
+from .errors import MedXAIError
+from .explanation import Explanation
+from .volume import Volume
+
+
+@contextmanager
+def new_folder(folder):
+    """A folder that is complete or not there: filled beside its place under another name, then renamed.
+
+    Raises
+    ------
+    MedXAIError
+        When it exists already, cannot be made, or the disk is full (``kind="disk"``).
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise MedXAIError(f"The output folder '{folder}' exists already; choose a new name or remove it.")
+    made = _missing_parents(folder.parent)
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.rename(folder)
+        temporary = None
+        made = []
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            try:
+                parent.rmdir()
+            except OSError:
+                break
+
+
+def check_new_folder(folder) -> None:
+    """Refuse a bad output folder before hours are spent computing."""
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise MedXAIError(f"The output folder '{folder}' exists already; choose a new name or remove it.")
+    parent = folder.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise MedXAIError(f"The output folder '{folder}' cannot be made: '{parent}' cannot be written to.")
+
+
+def disk_error(error: OSError, where) -> MedXAIError:
+    """An operating-system error in words a person can act on."""
+    full = (
+        error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if hasattr(errno, "EDQUOT")
+        else error.errno == errno.ENOSPC
+    )
+    if full:
+        return MedXAIError(f"The disk is full while writing '{where}'; free some space and run again.", kind="disk")
+    return MedXAIError(f"'{where}' cannot be written: {error.strerror or error}.", kind="disk")
+
+
+def _missing_parents(folder: Path) -> list[Path]:
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    return missing
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write(
+    explanation: Explanation, volumes: list[Volume], segment: Volume | None, folder: Path, scene: bool = True
+) -> list[str]:
+    """Write every file of an explanation into an existing, empty folder.
+
+    Returns
+    -------
+    list of str
+        The notes of what was left out and why (no `scene.mrb` without slicer-core, and so on).
+    """
+    files, left_out = {}, []
+    for group in (
+        {name: layer.volume for name, layer in explanation.maps.items()}, explanation.masks,
+    ):  # fmt: skip
+        for name, volume in group.items():
+            io.write_volume(folder / f"{name}.nrrd", volume)
+            files[name] = f"{name}.nrrd"
+    for name, sequence in explanation.sequences.items():
+        io.write_sequence(folder / f"{name}.seq.nrrd", sequence)
+        files[name] = f"{name}.seq.nrrd"
+    for name, columns in [(n, c.columns) for n, c in explanation.curves.items()] + [
+        (n, t.columns) for n, t in explanation.tables.items()
+    ]:
+        write_csv(folder / f"{name}.csv", columns)
+        files[name] = f"{name}.csv"
+    if scene:
+        from .scene.bundle import save_scene
+        from .scene.report import report
+
+        for name, make in (
+            ("scene.mrb", lambda path: save_scene(explanation, volumes, segment, path)),
+            ("report.png", lambda path: report(explanation, volumes, path)),
+        ):
+            try:
+                make(folder / name)
+                files[name.split(".")[0]] = name
+            except MedXAIError as error:
+                if error.kind != "missing":
+                    raise
+                left_out.append(f"{name} was not written: {error.message}")
+    explanation.notes += left_out
+    files["explanation"] = "explanation.json"
+    (folder / "explanation.json").write_text(
+        json.dumps(
+            plain(
+                {
+                    **explanation.provenance,
+                    "title": explanation.title,
+                    "scores": explanation.scores,
+                    "self_checks": explanation.self_checks,
+                    "notes": explanation.notes,
+                    "files": files,
+                }
+            ),
+            indent=2,
+            allow_nan=False,
+            ensure_ascii=False,
+        )
+        + "\n",
+        encoding="utf-8",
+    )
+    return left_out
+
+
+def write_csv(path: Path, columns: dict) -> None:
+    """One column per entry; an undefined number is an empty cell."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(columns)
+        for row in zip(*columns.values()):
+            out.writerow([_cell(value) for value in row])
+
+
+def _cell(value):
+    if isinstance(value, str):
+        return value
+    value = float(value)
+    if math.isnan(value):
+        return ""
+    return int(value) if value.is_integer() and abs(value) < 2**53 else repr(value)
+
+
+def plain(value):
+    """A value as JSON knows it: numpy numbers become numbers, NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
