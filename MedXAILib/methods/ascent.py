@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..models.crop import Box, around, tiles, whole
+from ..errors import MedXAIError
+from ..models.crop import Box, aligned, around, tiles
 
 
 class Ascent:
@@ -37,12 +40,8 @@ class Ascent:
         near = around(point, field, shape, multiple)
         if settings.jitter:  # the target moves by as much as the image, so the box needs room for it
             j = [settings.jitter] * len(shape)
-            near = near.__class__(
-                near.gradient,
-                near.reach,
-                around_box(near.gradient.grown(j, j, shape), field, shape, multiple),
-                near.reach_input,
-            )
+            room = near.gradient.grown(j, j, shape)
+            near = replace(near, gradient_input=aligned(room, field.stride, shape, multiple) if field.exact else room)
         self.near = near
         # One pass over the larger box serves both where that is less work than a pass over each
         # (a backward pass towards the input costs about as much as a forward pass).
@@ -129,33 +128,19 @@ class Ascent:
         box = self.near.gradient_input  # the voxel must stay in the box
         return [min(max(s, a - p), b - 1 - p) for s, p, a, b in zip(drawn, self.point, box.start, box.stop)]
 
-    def check(self, logits) -> dict:
-        """How far the crop's answers lie from the whole grid's, at the start.
+    def check(self, logits) -> float:
+        """Largest difference between the crop's logits and the whole grid's, relative to the largest logit; at the start.
 
         Parameters
         ----------
-        logits : Tensor or None
+        logits : Tensor, shape (1, labels, *grid)
             Of the whole grid.
-
-        Returns
-        -------
-        dict
-            Largest differences relative to the largest value: ``response`` (against the whole grid) and ``gradient`` (of the
-            small box against the larger one).
         """
         box = self.near.reach_input
         with torch.no_grad():
             mine = self.model.logits(self.x[box.index])[self.near.reach.within(box).index]
         other = logits[self.near.reach.index]
-        worst = float((mine - other).abs().max()) / max(float(other.abs().max()), 1e-12)
-        return {"response": worst}
-
-
-def around_box(box, field, shape, multiple):
-    """The input box that holds ``box``, aligned; the whole grid where the field is not exact."""
-    from ..models.crop import aligned
-
-    return aligned(box, field.stride, shape, multiple) if field.exact else whole(shape)
+        return float((mine - other).abs().max()) / max(float(other.abs().max()), 1e-12)
 
 
 def total_variation(delta) -> torch.Tensor:
@@ -187,8 +172,6 @@ def first_look(model, x, label, field, multiple=1, tile: int = 96):
     logits : Tensor or None
         All channels on the whole grid, when it was one pass.
     """
-    from ..errors import MedXAIError
-
     shape = tuple(x.shape[2:])
     try:
         model.require_memory(shape, gradient=False, lower="the volume's size (crop it)")

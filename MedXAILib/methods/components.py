@@ -41,7 +41,7 @@ class Component:
             The component's bounding box on the whole grid and the component within it; None when the voxel is background.
         """
         self.whole[self.inner] = foreground
-        labels, count = ndimage.label(foreground)
+        labels, _ = ndimage.label(foreground)
         mine = labels[tuple(p - a for p, a in zip(self.point, self.box.start))]
         if not mine:
             return None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from .. import features as radiomics
 from ..errors import MedXAIError
-from ..explanation import Curve, Explanation, Layer, Patch, Point, Sequence, Step, Steps, Table
+from ..explanation import Curve, Explanation, Layer, Patch, Point, Step, Steps, Table
 from ..models import prepare
 from ..models.geometry import plane_axis, slice_of
 from ..settings import DreamSettings
@@ -75,8 +76,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
         _noise(prepared, settings.seed)
         notes.append(f"The ascent starts from white noise (seed {settings.seed}), not from the volume.")
     x, shape = prepared.x.clone(), tuple(prepared.x.shape[2:])
-    multiple = model.package.input.multiple_of or 1
-    multiple = tuple(multiple) if isinstance(multiple, (list, tuple)) else int(multiple)
+    multiple = model.package.input.multiple_of
     with model.frozen():
         yield Step(0.0, "Reading the network")
         field = model.receptive_field(shape)
@@ -92,8 +92,8 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
         ascent = Ascent(model, x, label, point, field if exact else _no_crop(field), settings, limits, multiple)
         crop_error = None
         if exact and logits is not None:
-            crop_error = ascent.check(logits)["response"]
-            if crop_error > 1e-3:
+            crop_error = ascent.check(logits)
+            if crop_error > 1e-4:
                 notes.append(
                     "The crop did not give the whole volume's answer, so everything was computed on the whole volume."
                 )
@@ -105,14 +105,15 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
         if foreground[point]:
             notes.append("The network already saw the label at the voxel before the first step.")
         path = _Path(volume, prepared, ascent, foreground, settings, names)
-        options = dict(bin_width=settings.bin_width, line_angle=settings.line_angle, line_length=settings.line_length)
         masked = [n for n in names if n != "line_texture"]
-        with radiomics.FeatureQueue(masked, options=options) as queue:
+        with radiomics.FeatureQueue(
+            masked, options={"ndim": 2 if flat else 3, "bin_width": settings.bin_width}
+        ) as queue:
             converged = False
             ascent_began = time.perf_counter()
             for j in range(settings.steps + 1):
                 response, mask, slope = ascent.look(gradient=j < settings.steps)
-                if not np.isfinite(response):
+                if not np.isfinite(response) or (slope is not None and not bool(slope.isfinite().all())):
                     raise MedXAIError(
                         f"The response became infinite at step {j}; lower the step size (--step-size) or use --normalize."
                     )
@@ -140,8 +141,6 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
         yield Step(0.99, "Checking the result")
         again = _again(model, prepared, path, ascent, volumes, settings)
     result = path.explanation(reference, label, voxel)
-    probability = [float(model.probability_of(z)) if hasattr(model, "probability_of") else None for z in ()]
-    del probability
     result.notes = notes
     first, last = path.responses[0], path.responses[-1]
     result.scores.update(
@@ -187,17 +186,17 @@ class _Path:
 
     def __init__(self, volume, prepared, ascent, foreground, settings, names):
         self.volume, self.prepared, self.ascent, self.names = volume, prepared, ascent, names
-        self.base = prepared.start if settings.start == "noise" else volume.array
-        self.current = np.array(self.base, dtype=np.float32)
+        self.base = prepared.start
+        self.current = self.base.copy()
         self.component = Component(foreground, ascent.near.reach, ascent.point)
         self.mask = None  # Patch of the present component on the volume's grid
         self.responses, self.values, self.waiting = [], {}, {}
         self.frames = Frames(volume, settings.memory_budget * 2**20)
         self.counts = {"computed": 0, "late": 0}
-        self.shown = False
+        self.shown = None  # box of the mask in the last preview; None before the first
         self.line = None
         if "line_texture" in names:
-            self.line = radiomics.LineTexture(self.current, settings.line_angle, settings.line_length)
+            self.line = radiomics.LineTexture(self.base, settings.line_angle, settings.line_length)
 
     def record(self, j, response, foreground, queue) -> Point:
         """Take in step j: image and mask on the volume's grid, frame, features asked for."""
@@ -237,28 +236,33 @@ class _Path:
             yield step, image, mask
 
     def previews(self):
-        """The image and the mask now; the whole grid the first time, the changed box afterwards."""
-        mask = np.zeros(self.volume.shape, np.uint8)
-        if self.mask is not None:
-            mask[self.mask.box] = self.mask.array
-        if not self.shown:
-            self.shown = True
+        """The image and the mask now; the whole grid the first time, afterwards the box that may differ from the last preview."""
+        box = None if self.mask is None else self.mask.box
+        both = [b for b in (self.shown, box) if b]
+        first, self.shown = self.shown is None, box or ()
+        mask = self._whole_mask()
+        if first:
             return {
                 "dream": self.volume.with_array(self.current.copy(), "dream"),
                 "mask": self.volume.with_array(mask, "mask", ""),
             }
         start = tuple(s.start for s in self.box)
-        return {
-            "dream": Patch(self.current[self.box].copy(), start),
-            "mask": Patch(mask, (0, 0, 0)),
-        }
+        found = {"dream": Patch(self.current[self.box].copy(), start)}
+        if both:
+            where = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*both))
+            found["mask"] = Patch(mask[where].copy(), tuple(s.start for s in where))
+        return found
+
+    def _whole_mask(self) -> np.ndarray:
+        mask = np.zeros(self.volume.shape, np.uint8)
+        if self.mask is not None:
+            mask[self.mask.box] = self.mask.array
+        return mask
 
     def explanation(self, reference, label, voxel) -> Explanation:
         volume = self.volume
-        change = self.current - self.base.astype(np.float32)
-        mask = np.zeros(volume.shape, np.uint8)
-        if self.mask is not None:
-            mask[self.mask.box] = self.mask.array
+        change = self.current - self.base
+        mask = self._whole_mask()
         reach = float(np.abs(change).max())
         unit = f" [{volume.unit}]" if volume.unit else ""
         steps = sorted(self.values)
@@ -341,11 +345,9 @@ def _best(prepared, logit, inside):
 
 
 def _noise(prepared, seed):
-    """White noise with the mean and standard deviation of each prepared channel, drawn on the CPU so that a seed means one image."""
-    generator = torch.Generator().manual_seed(seed)
-    x = prepared.x
-    axes = tuple(range(2, x.ndim))
-    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    """White noise with the mean and standard deviation of each channel, drawn on the CPU so that a seed means one image everywhere."""
+    x, axes = prepared.x, tuple(range(2, prepared.x.ndim))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device)
     prepared.replace(noise * x.std(axes, keepdim=True) + x.mean(axes, keepdim=True))
 
 
@@ -354,8 +356,6 @@ def _per_channel(values, x):
 
 
 def _no_crop(field):
-    from dataclasses import replace
-
     return replace(field, exact=False, reason=field.reason or "cropping is off")
 
 
@@ -366,6 +366,3 @@ def _again(model, prepared, path, ascent, volumes, settings) -> float:
     with torch.no_grad():
         logits = model.logits(fresh.x[box.index])
     return float(logits[(0, ascent.label, *(p - a for p, a in zip(ascent.point, box.start)))])
-
-
-__all__ = ["REFERENCE_BAND", "Sequence", "dream"]

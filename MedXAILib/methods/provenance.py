@@ -25,7 +25,7 @@ def provenance(method: str, settings, model, volumes, **more) -> dict:
     return {
         "method": method,
         "settings": settings.to_json(),
-        "model": {"name": model.package.name, "sha256": model.package.sha256},
+        "model": model.record(),
         "volumes": [volume.name for volume in volumes],
         "versions": versions,
         "device": device,
