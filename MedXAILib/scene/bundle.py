@@ -1,0 +1,120 @@
+"""An explanation as `scene.mrb`: what a run would leave in Slicer, written without Slicer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..explanation import Explanation
+from ..volume import Volume
+from . import require_slicer
+
+
+def save_scene(explanation: Explanation, volumes: list[Volume], segment: Volume | None, path) -> None:
+    """Write the inputs and everything an explanation says as one file that opens in 3D Slicer.
+
+    Parameters
+    ----------
+    explanation : Explanation
+    volumes : list of Volume
+        The inputs; the first one is the grid of the maps. They keep their names.
+    segment : Volume or None
+        The mask the run was started with, on any grid.
+    path : str or Path
+        The `.mrb` file.
+
+    Raises
+    ------
+    MedXAIError
+        ``kind="missing"`` without Slicer's libraries, ``kind="disk"`` when the file cannot be written.
+    """
+    require_slicer()
+    from .host import HeadlessHost
+
+    host = HeadlessHost()
+    build(host, explanation, volumes, segment)
+    host.save(Path(path))
+
+
+def build(host, explanation: Explanation, volumes: list[Volume], segment: Volume | None = None):
+    """The same in a headless host's scene, unsaved; returns the `write.Run`."""
+    from . import segments
+    from .nodes import place
+    from .write import Run
+
+    scene = host.scene
+    inputs = [add_input(scene, volume) for volume in volumes]
+    segmentation = None
+    if segment is not None:
+        segmentation = segments.add_segmentation(scene, f"{segment.name} segmentation", inputs[0])
+        segments.set_mask(segmentation, segment.name, segment, segment.ijk_to_ras, colour=(0.3, 0.85, 0.4))
+        place(scene, segmentation, _top(scene))
+    run = Run(host, inputs, title_of(explanation), segmentation, segment.name if segment is not None else "")
+    run.finish(explanation)
+    aim(host, inputs[0], explanation.provenance.get("neuron_ras") or explanation.provenance.get("point_ras"))
+    return run
+
+
+def title_of(explanation: Explanation) -> str:
+    """The folder's name: method and model."""
+    model = explanation.provenance.get("model") or ""
+    model = model.get("name", "") if isinstance(model, dict) else model
+    return f"{explanation.title}: {model}" if model else explanation.title
+
+
+def add_input(scene, volume: Volume):
+    """A volume as an input node, in a window that shows it."""
+    import slicer
+
+    from . import layers
+    from .nodes import place
+
+    node = layers.add_volume(scene, volume, volume.name)
+    shown = slicer.vtkMRMLScalarVolumeDisplayNode()
+    shown.SetName(f"{volume.name} display")
+    shown.SetAutoWindowLevel(False)
+    shown.SetWindowLevelMinMax(*layers.window(volume.array))
+    shown.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
+    scene.AddNode(shown)
+    node.SetAndObserveDisplayNodeID(shown.GetID())
+    if volume.unit == "HU":
+        unit = slicer.vtkCodedEntry()
+        unit.SetValueSchemeMeaning("[hnsf'U]", "UCUM", "Hounsfield unit")
+        node.SetVoxelValueUnits(unit)
+    place(scene, node, _top(scene))
+    return node
+
+
+def aim(host, node, point_ras=None) -> None:
+    """Turn a headless host's slice views along the volume, fit them, and put them on a point (the volume's own RAS)."""
+    from . import read
+
+    for logic in host.slices.values():
+        if not _straight(node):
+            logic.RotateSliceToLowestVolumeAxes(False)
+        logic.FitSliceToBackground()
+        logic.SnapSliceOffsetToIJK()
+        if point_ras is not None:
+            logic.GetSliceNode().JumpSliceByOffsetting(*read.world(node, point_ras))
+
+
+def _straight(node) -> bool:
+    """Whether the volume's axes are those of the world."""
+    import vtk
+
+    from .nodes import array_of
+
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASDirectionMatrix(matrix)
+    between = vtk.vtkMatrix4x4()
+    if node.GetParentTransformNode() is not None and node.GetParentTransformNode().IsTransformToWorldLinear():
+        node.GetParentTransformNode().GetMatrixTransformToWorld(between)
+    direction = np.abs((array_of(between) @ array_of(matrix))[:3, :3])
+    return bool(np.all((direction < 1e-3) | (direction > 0.999)))
+
+
+def _top(scene) -> int:
+    from .nodes import hierarchy
+
+    return hierarchy(scene).GetSceneItemID()

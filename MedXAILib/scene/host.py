@@ -1,0 +1,134 @@
+"""Where the scene lives: inside the application, or on Slicer's libraries alone. Nothing else in this room knows which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import slicer
+import vtk
+
+from ..errors import MedXAIError
+
+#: Slicer's layout with three slice views, a 3-D view and a chart.
+CONVENTIONAL_PLOT = 36
+VIEWS = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}
+
+
+class Host(Protocol):
+    """What this room needs of its surroundings."""
+
+    scene: object
+
+    def logic(self, name: str):
+        """The logic of the module ``name`` (``Sequences``, ``Colors``, ``Plots``…)."""
+
+    def save(self, path) -> None:
+        """Write the scene as one `.mrb` file."""
+
+
+def current() -> Host:
+    """The application's host inside 3D Slicer, a new headless one elsewhere."""
+    return ApplicationHost() if getattr(slicer, "app", None) is not None else HeadlessHost()
+
+
+def _save(scene, path) -> None:
+    path = Path(path).absolute()
+    messages = slicer.vtkMRMLMessageCollection()
+    if not scene.WriteToMRB(str(path), None, messages) or not path.is_file():
+        path.unlink(missing_ok=True)
+        told = " ".join(messages.GetAllMessagesAsString().split())
+        raise MedXAIError(
+            f"The scene could not be written to '{path}'; free some space or choose another folder. {told}".strip(),
+            kind="disk",
+        )
+
+
+class ApplicationHost:
+    """The running application."""
+
+    @property
+    def scene(self):
+        return slicer.mrmlScene
+
+    def logic(self, name: str):
+        return getattr(slicer.modules, name.lower()).logic()
+
+    def save(self, path) -> None:
+        _save(self.scene, path)
+
+
+class HeadlessHost:
+    """A scene of its own, with the logics that would be the application's, three slice views and a chart view.
+
+    Needs no Qt, no display and no GPU; `views.SliceView` can show its slice views off screen.
+    """
+
+    def __init__(self):
+        self.scene = slicer.vtkMRMLScene()
+        self.application = slicer.vtkSlicerApplicationLogic()
+        self.application.SetMRMLScene(self.scene)
+        self.application.SetSliceLogics(vtk.vtkCollection())
+        self.application.SetViewLogics(vtk.vtkCollection())
+        crosshair = slicer.vtkMRMLCrosshairNode()
+        crosshair.SetCrosshairName("default")
+        self.scene.AddNode(crosshair)
+        slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(self.scene, True)
+        self.scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+        self._logics = {}
+        for name, make in {
+            # Not vtkSlicerColorLogic: it complains where the application's colour files are not installed.
+            "Colors": slicer.vtkMRMLColorLogic,
+            "SubjectHierarchy": slicer.vtkSlicerSubjectHierarchyModuleLogic,
+            "Segmentations": slicer.vtkSlicerSegmentationsModuleLogic,
+            "Sequences": slicer.vtkSlicerSequencesLogic,
+            "Plots": slicer.vtkSlicerPlotsLogic,
+            "Tables": slicer.vtkSlicerTablesLogic,
+            "Texts": slicer.vtkSlicerTextsLogic,
+            "Volumes": slicer.vtkSlicerVolumesLogic,
+            "Markups": slicer.vtkSlicerMarkupsLogic,
+        }.items():
+            logic = make()
+            logic.SetMRMLApplicationLogic(self.application)
+            logic.SetMRMLScene(self.scene)
+            self.application.SetModuleLogic(name, logic)
+            self._logics[name] = logic
+        self.application.SetColorLogic(self._logics["Colors"])
+        self._logics["Colors"].AddDefaultColorNodes()
+        # Adds Slicer's own layout descriptions, the layout node and the views a layout names.
+        self._layout = slicer.vtkMRMLLayoutLogic()
+        self._layout.SetMRMLScene(self.scene)
+        self._layout.GetLayoutNode().SetViewArrangement(CONVENTIONAL_PLOT)
+        self.slices = {name: self._slice_logic(name, plane) for name, plane in VIEWS.items()}
+
+    def _slice_logic(self, name: str, plane: str):
+        logic = slicer.vtkMRMLSliceLogic()
+        logic.SetMRMLApplicationLogic(self.application)
+        self.application.GetSliceLogics().AddItem(logic)
+        logic.SetMRMLScene(self.scene)
+        node = self.scene.GetSingletonNode(name, "vtkMRMLSliceNode")
+        if node is None:
+            node = logic.AddSliceNode(name)
+        else:
+            logic.SetSliceNode(node)
+        node.SetOrientation(plane)
+        logic.ResizeSliceNode(400, 400)
+        return logic
+
+    def logic(self, name: str):
+        return self._logics[name]
+
+    def save(self, path) -> None:
+        _save(self.scene, path)
+
+    def open(self, path) -> None:
+        """Read a `.mrb` into the (cleared) scene."""
+        import tempfile
+        import zipfile
+
+        self.scene.Clear(0)
+        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as bundle:
+            bundle.extractall(folder)
+            self.scene.SetURL(str(next(Path(folder).rglob("*.mrml"))))
+            if not self.scene.Import(None):
+                raise MedXAIError(f"The scene '{path}' cannot be read.")

@@ -1,0 +1,189 @@
+"""Maps as volume nodes, how they look, and what the slice views show. Zoom, slice and layout are left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import slicer
+
+from ..explanation import Layer, Patch
+from ..volume import Volume
+from . import colors
+from .nodes import NAME, image_of, matrix_of, modifying, of_class, plain_type, voxels
+
+OPAQUE, OVERLAY = 1.0, 0.65
+_GREY = "vtkMRMLColorTableNodeGrey"
+
+
+def add_volume(scene, volume: Volume, name: str, class_name: str = "vtkMRMLScalarVolumeNode"):
+    """A new volume node with the volume's voxels (copied once) and matrix; nothing shows it yet. The name is used as it is."""
+    node = slicer.vtkMRMLScene.CreateNodeByClass(scene, class_name)
+    node.UnRegister(None)
+    node.SetName(name)
+    node.SetIJKToRASMatrix(matrix_of(volume.ijk_to_ras))
+    node.SetAndObserveImageData(image_of(volume.array))
+    return scene.AddNode(node)
+
+
+def write_voxels(node, data: Volume | Patch) -> None:
+    """New voxels for a node that has the same grid: all of them, or a patch's box; its observers look once."""
+    image = node.GetImageData()
+    box = data.box if isinstance(data, Patch) else ...
+    target = voxels(image)
+    if plain_type(data.array.dtype) == target.dtype or isinstance(data, Patch):
+        np.copyto(target[box], data.array, casting="unsafe")
+        image.GetPointData().GetScalars().Modified()
+        node.StorableModified()
+        node.Modified()
+    else:
+        node.SetAndObserveImageData(image_of(data.array))
+
+
+def same_grid(node, volume: Volume) -> bool:
+    """Whether the node's voxels can be overwritten by the volume's."""
+    return node.GetImageData().GetDimensions() == volume.shape[::-1]
+
+
+def display(scene, node, layer: Layer, input_node=None):
+    """Give a map its window, colours and threshold, and only then a display: a view never sees a wrong frame."""
+    shown = node.GetDisplayNode() or slicer.vtkMRMLScalarVolumeDisplayNode()
+    low, high = limits(layer)
+    given = input_node.GetDisplayNode() if input_node is not None else None
+    with modifying(shown):
+        shown.SetAutoWindowLevel(False)
+        if layer.kind == "image":
+            if given is not None:
+                shown.SetAndObserveColorNodeID(given.GetColorNodeID() or _GREY)
+                shown.SetInterpolate(given.GetInterpolate())
+                shown.SetInvertDisplayScalarRange(given.GetInvertDisplayScalarRange())
+                if layer.low is None or layer.high is None:
+                    low, high = given.GetWindowLevelMin(), given.GetWindowLevelMax()
+            else:
+                shown.SetAndObserveColorNodeID(_GREY)
+            shown.SetApplyThreshold(False)
+        else:
+            shown.SetAndObserveColorNodeID(colors.table(scene, layer.kind).GetID())
+            # A signed map's middle is transparent in its colour table; a threshold hides only one end.
+            shown.SetAutoThreshold(False)
+            shown.SetThreshold(
+                *((-3.4e38, 3.4e38) if layer.kind == "signed" else (low + colors.NOTHING * (high - low), 3.4e38))
+            )
+            shown.SetApplyThreshold(layer.kind != "signed")
+        shown.SetWindowLevelMinMax(low, high)
+    if node.GetDisplayNode() is None:
+        shown.SetName(f"{node.GetName()} display")
+        scene.AddNode(shown)
+        node.SetAndObserveDisplayNodeID(shown.GetID())
+    if layer.kind != "image":
+        _legend(node, layer)
+    return shown
+
+
+def _legend(node, layer: Layer) -> None:
+    legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
+    with modifying(legend):
+        legend.SetTitleText(layer.title or node.GetName())
+        legend.SetUseColorNamesForLabels(False)
+        legend.SetMaxNumberOfColors(256)
+        legend.SetNumberOfLabels(5)
+        legend.SetLabelFormat("%.3g")
+        legend.SetSize(0.12, 0.4)
+        legend.SetPosition(0.97, 0.5)
+
+
+def limits(layer: Layer) -> tuple[float, float]:
+    """The display range of a map: as given, else from its voxels (a few outliers do not darken the rest)."""
+    if layer.low is not None and layer.high is not None and layer.low < layer.high:
+        return float(layer.low), float(layer.high)
+    if layer.kind == "probability":
+        low, high = 0.0, 1.0
+    elif layer.kind == "image":
+        low, high = window(layer.volume.array)
+    else:
+        values = _some(layer.volume.array, nonzero=True)
+        reach = float(np.percentile(np.abs(values), 99.5)) if len(values) else 0.0
+        reach = reach or 1.0
+        low, high = (-reach, reach) if layer.kind == "signed" else (0.0, reach)
+    low = low if layer.low is None else float(layer.low)
+    high = high if layer.high is None else float(layer.high)
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def window(array: np.ndarray) -> tuple[float, float]:
+    """A window for an image: from its 0.5th to its 99.5th percentile."""
+    values = _some(array)
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5))) if len(values) else (0.0, 1.0)
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _some(array: np.ndarray, nonzero: bool = False, enough: int = 500_000) -> np.ndarray:
+    """A fair share of the finite voxels; all of them where a small spot might be missed."""
+    for step in (max(1, array.size // enough), 1):
+        values = array.reshape(-1)[::step] if array.flags.c_contiguous else array.ravel()[::step]
+        values = values[np.isfinite(values) & ((values != 0) if nonzero else True)]
+        if len(values) > 1000:
+            break
+    return values[:: max(1, len(values) // enough)].astype(np.float64)
+
+
+class Views:
+    """What the slice views showed before a run, so that it can be put back."""
+
+    def __init__(self, scene):
+        self.scene = scene
+        self.before = {node.GetID(): _layers(node) for node in of_class(scene, "vtkMRMLSliceCompositeNode")}
+        self.outlines = {n.GetID(): n.GetUseLabelOutline() for n in of_class(scene, "vtkMRMLSliceNode")}
+
+    def put_back(self, gone: set[str]) -> None:
+        """Where a view shows one of the nodes ``gone``, show what it showed before."""
+        for node in of_class(self.scene, "vtkMRMLSliceCompositeNode"):
+            clear(node, gone, self.before.get(node.GetID()))
+        for node in of_class(self.scene, "vtkMRMLSliceNode"):
+            if node.GetID() in self.outlines:
+                node.SetUseLabelOutline(self.outlines[node.GetID()])
+
+
+def _layers(node) -> dict:
+    return {
+        "Background": node.GetBackgroundVolumeID(), "Foreground": node.GetForegroundVolumeID(),
+        "Label": node.GetLabelVolumeID(), "foreground": node.GetForegroundOpacity(), "label": node.GetLabelOpacity(),
+    }  # fmt: skip
+
+
+def clear(node, gone: set[str], before: dict | None = None) -> None:
+    """Take nodes out of a slice view's layers; put back what was there, if it still is, else nothing."""
+    scene, before = node.GetScene(), before or {}
+    with modifying(node):
+        for layer in ("Background", "Foreground", "Label"):
+            if getattr(node, f"Get{layer}VolumeID")() in gone:
+                old = before.get(layer)
+                old = old if old and old not in gone and scene.GetNodeByID(old) else None
+                getattr(node, f"Set{layer}VolumeID")(old)
+                if layer != "Background" and layer.lower() in before:
+                    getattr(node, f"Set{layer}Opacity")(before[layer.lower()])
+        if hasattr(node, "GetNumberOfAdditionalLayers"):
+            for n in reversed(range(node.GetNumberOfAdditionalLayers())):
+                if node.GetNthLayerVolumeID(node.Layer_Last + n) in gone:
+                    node.SetNthLayerVolumeID(node.Layer_Last + n, None)
+
+
+def show(scene, background=None, foreground=None, opacity: float | None = None, label=None) -> None:
+    """Choose layers in every slice view; None leaves a layer as it is."""
+    for node in of_class(scene, "vtkMRMLSliceCompositeNode"):
+        with modifying(node):
+            if background is not None and node.GetBackgroundVolumeID() != background.GetID():
+                node.SetBackgroundVolumeID(background.GetID())
+            if foreground is not None and node.GetForegroundVolumeID() != foreground.GetID():
+                node.SetForegroundVolumeID(foreground.GetID())
+            if opacity is not None:
+                node.SetForegroundOpacity(opacity)
+            if label is not None:
+                node.SetLabelVolumeID(label.GetID())
+                node.SetLabelOpacity(1.0)
+    if label is not None:
+        for node in of_class(scene, "vtkMRMLSliceNode"):
+            node.SetUseLabelOutline(True)
+
+
+def named(nodes, name: str):
+    """The node of a run that holds the explanation's map (or curve…) ``name``."""
+    return next((node for node in nodes if node.GetAttribute(NAME) == name), None)

@@ -1,0 +1,244 @@
+"""A run in the scene: live while it computes, complete when it ends, gone when it is cancelled."""
+
+from __future__ import annotations
+
+import uuid
+
+import slicer
+
+from ..explanation import Curve, Explanation, Layer, Patch, Point
+from ..volume import Volume
+from . import charts, layers, remove, repeat, segments, sequences
+from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place
+
+#: What a preview is when nobody says (by the explanation's name).
+KINDS = {"dream": "image", "mask": "mask", "change": "signed", "heat": "positive", "relevance": "signed"}
+REFERENCE_BAND = {"reference ±1 SD": (-1.0, 1.0)}
+
+
+class Run:
+    """One run: a folder in the subject hierarchy, beside its first input.
+
+    Parameters
+    ----------
+    host : Host
+        `host.ApplicationHost` or `host.HeadlessHost`.
+    inputs : node or list of nodes
+        The volumes that are explained, the first one the grid of everything that comes. They are never modified.
+    title : str
+        The folder's name.
+    segmentation, segment_id : node, str
+        The segment that was used, where there is one; for "Repeat this run".
+    show : bool
+        Whether the slice views show the layers. Zoom, slice and layout stay as they are.
+    """
+
+    def __init__(self, host, inputs, title="Explanation", segmentation=None, segment_id="", show=True):
+        self.host, self.scene = host, host.scene
+        self.inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        self.segmentation, self.segment_id = segmentation, segment_id
+        self.id = uuid.uuid4().hex
+        self.shows = show
+        self.views, self.charts = layers.Views(self.scene), charts.Charts(self.scene)
+        tree = hierarchy(self.scene)
+        item = tree.GetItemByDataNode(self.inputs[0])
+        beside = tree.GetItemParent(item) if item else tree.GetSceneItemID()
+        self.folder = tree.CreateFolderItem(beside, tree.GenerateUniqueItemName(title))
+        tree.SetItemAttribute(self.folder, RUN, self.id)
+        self.nodes: dict[str, object] = {}  # maps by name
+        self.masks = None
+        self.curves: dict[str, dict] = {}
+        self.live: dict[str, charts.Live] = {}
+        remove.remember(self)
+        remove.watch(self.scene)
+
+    # Live --------------------------------------------------------------------------------------------------------
+
+    def preview(self, name: str, data: Volume | Patch, kind: str | None = None, title: str = "") -> None:
+        """Show a map as it is at this step: made the first time (from a `Volume`), afterwards written in place."""
+        kind = kind or KINDS.get(name, "image")
+        if kind == "mask":
+            self._mask(name, data)
+            return
+        node = self.nodes.get(name)
+        if node is not None and (isinstance(data, Patch) or layers.same_grid(node, data)):
+            layers.write_voxels(node, data)
+            return
+        if isinstance(data, Patch):
+            return  # a patch of something that was never shown whole
+        self._map(name, Layer(data, kind, title))
+
+    def point(self, curve: str | Point, step: int = 0, values: dict | None = None, **about) -> None:
+        """Add values to a curve; table and chart follow. ``about``: fields of `Curve` (title, bands, shown…)."""
+        self.points([curve if isinstance(curve, Point) else Point(curve, step, values)], **about)
+
+    def points(self, points, **about) -> None:
+        """Add many values at once; each table and chart is updated once."""
+        changed = {}
+        for point in points:
+            if point.curve not in self.live:
+                bands = REFERENCE_BAND if point.curve == "normalized" else {}
+                first = ("response",) if point.curve == "curves" else ()
+                about = {
+                    "title": point.curve,
+                    "index": "step",
+                    "index_title": "Step",
+                    "bands": bands,
+                    "shown": first,
+                    **about,
+                }
+                self.live[point.curve] = charts.Live(Curve(columns={}, **about))
+            self.live[point.curve].add(point.step, point.values)
+            changed[point.curve] = True
+        for name in changed:
+            self._curve(name, self.live[name].now())
+
+    # The end -----------------------------------------------------------------------------------------------------
+
+    def finish(self, explanation: Explanation) -> int:
+        """Put everything in place and return the folder's item."""
+        tree = hierarchy(self.scene)
+        known = repeat.stamps(explanation, self)
+        for name, layer in explanation.maps.items():
+            self._map(name, layer)
+        for name, mask in explanation.masks.items():
+            self._mask(name, mask, explanation.provenance)
+        for name, curve in explanation.curves.items():
+            self._curve(name, curve)
+        for name, table in explanation.tables.items():
+            self._keep(charts.add_plain_table(self.scene, table, name), name)
+        self._sequences(explanation)
+        self._neuron(explanation.provenance)
+        self._words(explanation)
+        for node in remove.nodes_of(self.scene, self.id):
+            with modifying(node):
+                for key, value in known.items():
+                    node.SetAttribute(key, value)
+                if not node.IsA("vtkMRMLDisplayNode") and not node.IsA("vtkMRMLStorageNode"):
+                    for volume in self.inputs:
+                        if not node.HasNodeReferenceID(INPUT, volume.GetID()):
+                            node.AddNodeReferenceID(INPUT, volume.GetID())
+                    if self.segmentation is not None:
+                        node.SetNodeReferenceID(repeat.SEGMENTATION, self.segmentation.GetID())
+        for key, value in known.items():
+            tree.SetItemAttribute(self.folder, key, value)
+        if self.shows:
+            self._show(explanation)
+        return self.folder
+
+    def discard(self) -> None:
+        """Leave the scene as it was before the run."""
+        remove.remove(self.scene, self.folder)
+
+    # Parts -------------------------------------------------------------------------------------------------------
+
+    def _keep(self, node, name: str, spatial: bool = False):
+        """Sign a node of this run and put it into the folder, under the input's transform where it lies in space."""
+        node.SetAttribute(RUN, self.id)
+        node.SetAttribute(NAME, name)
+        if spatial:
+            node.SetAndObserveTransformNodeID(self.inputs[0].GetTransformNodeID())
+            for n in range(node.GetNumberOfDisplayNodes()):
+                node.GetNthDisplayNode(n).SetAttribute(RUN, self.id)
+        if not node.GetHideFromEditors():
+            place(self.scene, node, self.folder)
+        return node
+
+    def _map(self, name: str, layer: Layer) -> None:
+        node = self.nodes.get(name)
+        if node is not None and layers.same_grid(node, layer.volume):
+            layers.write_voxels(node, layer.volume)
+        else:
+            node = layers.add_volume(self.scene, layer.volume, self.scene.GenerateUniqueName(_title(name, layer.title)))
+        layers.display(self.scene, node, layer, self.inputs[0])
+        fresh = name not in self.nodes
+        self.nodes[name] = self._keep(node, name, spatial=True)
+        if self.shows and fresh and len(self.nodes) == 1:
+            opacity = layers.OPAQUE if layer.kind == "image" else layers.OVERLAY
+            layers.show(self.scene, self.inputs[0], node, opacity)
+
+    def _mask(self, name: str, data: Volume | Patch, provenance: dict | None = None) -> None:
+        if self.masks is None:
+            self.masks = segments.add_segmentation(self.scene, "Masks", self.inputs[0])
+            self._keep(self.masks, "masks", spatial=True)
+        grid = data.ijk_to_ras if isinstance(data, Volume) else segments.grid_of(self.inputs[0])
+        terminology = (provenance or {}).get("terminology") or ""
+        if isinstance(terminology, dict):
+            terminology = terminology.get(name, "")
+        segments.set_mask(self.masks, name, data, grid, terminology=terminology)
+
+    def _curve(self, name: str, curve: Curve) -> None:
+        if name in self.curves:
+            new = charts.update_curve(self.scene, self.curves[name], curve)
+        else:
+            made = self.curves[name] = charts.add_curve(self.scene, name)
+            new = charts.update_curve(self.scene, made, curve)
+            self._keep(made["table"], name)
+            self._keep(made["chart"], name)
+            if self.shows:
+                charts.show_chart(self.scene, made["chart"])
+        for series in new:
+            self._keep(series, name)
+
+    def _sequences(self, explanation: Explanation) -> None:
+        items = []
+        for name, sequence in explanation.sequences.items():
+            if sequence.items:
+                node = sequences.add_sequence(self.scene, sequence, name)
+                if sequence.thinned:
+                    node.SetAttribute("MedXAI.Thinned", str(sequence.thinned))
+                items.append((sequence, name, self._keep(node, name)))
+        if not items:
+            return
+        title = f"{hierarchy(self.scene).GetItemName(self.folder)} steps"
+        browser, proxies = sequences.add_browser(self.scene, self.host, title, items, self.inputs[0])
+        self._keep(browser, "steps")
+        for proxy, (_, name, _) in zip(proxies, items):
+            self._keep(proxy, f"{name} (step)", spatial=True)
+            self.nodes[f"{name} (step)"] = proxy
+
+    def _neuron(self, provenance: dict) -> None:
+        point = provenance.get("neuron_ras") or provenance.get("point_ras")
+        if point is None:
+            return
+        node = slicer.vtkMRMLMarkupsFiducialNode()
+        node.SetName(self.scene.GenerateUniqueName("Neuron"))
+        self.scene.AddNode(node)
+        node.CreateDefaultDisplayNodes()
+        node.AddControlPoint(slicer.vtkVector3d(*point) if hasattr(slicer, "vtkVector3d") else list(map(float, point)))
+        node.SetNthControlPointLabel(0, "neuron")
+        node.SetNthControlPointLocked(0, True)
+        node.SetLocked(True)
+        shown = node.GetDisplayNode()
+        shown.SetGlyphTypeFromString("Cross2D")
+        shown.SetGlyphScale(2.5)
+        shown.SetTextScale(2.5)
+        shown.SetSelectedColor(0.2, 1.0, 0.5)
+        shown.SetPointLabelsVisibility(False)
+        self._keep(node, "neuron", spatial=True)
+
+    def _words(self, explanation: Explanation) -> None:
+        node = slicer.vtkMRMLTextNode()
+        node.SetName(self.scene.GenerateUniqueName("About this run"))
+        node.SetText(repeat.words(explanation))
+        self._keep(self.scene.AddNode(node), "about")
+
+    def _show(self, explanation: Explanation) -> None:
+        """The clearest first look: the scrubbed steps (or the first image, or the first map) over the input."""
+        kinds = {name: layer.kind for name, layer in explanation.maps.items()}
+        kinds.update({f"{name} (step)": s.kind for name, s in explanation.sequences.items() if s.kind != "mask"})
+        order = sorted((n for n in kinds if n in self.nodes), key=lambda n: (kinds[n] != "image", "(step)" not in n))
+        masks = [f"{name} (step)" for name, s in explanation.sequences.items() if s.kind == "mask"]
+        label = next((self.nodes[name] for name in masks if name in self.nodes), None)
+        if order:
+            opacity = layers.OPAQUE if kinds[order[0]] == "image" else layers.OVERLAY
+            layers.show(self.scene, self.inputs[0], self.nodes[order[0]], opacity, label)
+        for name in ("normalized", *self.curves):
+            if name in self.curves:
+                charts.show_chart(self.scene, self.curves[name]["chart"])
+                break
+
+
+def _title(name: str, title: str) -> str:
+    """A node's name: what a person calls it, without the unit."""
+    return (title.split(" [")[0] or name).strip()
