@@ -1,0 +1,1 @@
+"""Phantoms and the demonstration."""

@@ -1,0 +1,194 @@
+"""Training of a small segmentation network on cases, ending in a model package."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import MedXAIError
+from ..explanation import Point, Step
+from ..package import Package, from_json, write_package
+from ..settings import Settings, setting
+from ..volume import Volume
+
+Case = tuple[Volume, Volume]  # image, and labels (0 = background) on the same grid
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """Settings of `train`."""
+
+    steps: int = setting(900, "Optimiser steps.", low=1, high=10**7)
+    batch: int = setting(2, "Patches per step.", low=1, high=1024)
+    patch: int = setting(48, "Edge of a patch; shortened where the volume is smaller.", low=8, high=512, unit="voxels")
+    learning_rate: float = setting(3e-3, "Learning rate of Adam; falls to a hundredth on a cosine.", low=1e-8, high=1)
+    foreground: float = setting(0.7, "Share of patches centred on a voxel of a foreground label.", low=0, high=1)
+    noise: float = setting(0.02, "Largest SD of the noise added to a patch, in network units.", low=0, high=10)
+    shift: float = setting(0.03, "Largest shift of intensity, in network units.", low=0, high=10)
+    scale: float = setting(0.05, "Largest relative change of contrast.", low=0, high=0.9)
+    flip: bool = setting(True, "Mirror patches along each axis at random.")
+    half: bool = setting(True, "Store the weights as 16-bit numbers.")
+    seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    device: str = setting("cpu", "Where to compute, as torch names it.")
+
+
+def train(
+    cases: Iterable[Case], folder, fields: dict, settings: TrainingSettings = TrainingSettings()
+) -> Generator[Step, None, Package]:
+    """Train a segmentation network and write it as a package.
+
+    Parameters
+    ----------
+    cases : iterable of (image, labels)
+        `Volume` pairs on one grid; all with the spacing and orientation that ``fields`` state. Every voxel of ``labels`` is an
+        index into ``output.labels`` (softmax). Read once, and kept in memory in network units.
+    folder : path
+        The new model folder.
+    fields : dict
+        What ``model.json`` is to hold (``weights`` a ``.safetensors``); ``network`` says what is trained.
+    settings : TrainingSettings
+
+    Yields
+    ------
+    Step
+        With a point of curve ``training`` (``loss``, and ``dice`` of each foreground label over the last batch).
+
+    Returns
+    -------
+    Package
+        As written. The random state of torch is put back, also after a stop.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise MedXAIError(f"The model folder '{folder}' exists already; choose another name or remove it first.")
+    about = from_json({"schema": 1, "sha256": "0" * 64} | fields, folder)
+    if about.task != "segmentation" or about.output.activation != "softmax" or about.network is None:
+        raise MedXAIError("Training needs a segmentation package with softmax output that names its network.")
+    state = torch.get_rng_state()
+    try:
+        yield Step(0.0, "Reading cases")
+        held = []
+        for image, labels in cases:
+            held.append(_tensors(image, labels, about))
+            yield Step(0.0, f"Reading cases ({len(held)})")
+        if not held:
+            raise MedXAIError("There is no case to train on; give at least one image with its labels.")
+        torch.manual_seed(settings.seed)
+        network = _network(about).to(settings.device)
+        yield from _optimise(network, held, about, settings)
+        dtype = torch.float16 if settings.half else torch.float32
+        weights = {
+            name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+            for name, value in network.state_dict().items()
+        }
+    finally:
+        torch.set_rng_state(state)
+
+    def save(path):
+        from safetensors.torch import save_file
+
+        save_file(weights, str(path))
+
+    package = write_package(folder, fields, save)
+    yield Step(1.0, "Trained")
+    return package
+
+
+def _network(package):
+    from ..models import build
+
+    return build(package.network)
+
+
+def _tensors(image: Volume, labels: Volume, about: Package):
+    """One case in network units: image (1, k, j, i) float32 and labels (k, j, i) int64, axes in the network's order."""
+    from ..models import prepare_case
+
+    if not image.same_grid(labels):
+        raise MedXAIError(f"'{labels.name}' is not on the grid of '{image.name}'; resample it first.")
+    return prepare_case(about, image, labels)
+
+
+def _optimise(network, cases, about, settings):
+    from monai.losses import DiceCELoss
+
+    classes = len(about.output.labels)
+    loss_of = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    adam = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.steps, eta_min=settings.learning_rate / 100)
+    patches = _Patches(cases, about, settings)
+    network.train()
+    for step in range(1, settings.steps + 1):
+        image, labels = (t.to(settings.device) for t in patches.batch())
+        adam.zero_grad(set_to_none=True)
+        logits = network(image)
+        loss = loss_of(logits, labels)
+        loss.backward()
+        adam.step()
+        rates.step()
+        if not torch.isfinite(loss):
+            raise MedXAIError("The training loss is no longer finite; lower the learning rate.")
+        found, true = logits.detach().argmax(1), labels[:, 0]
+        values = {"loss": float(loss)}
+        for n in range(1, classes):
+            values[f"dice {about.output.labels[n]}"] = dice(found == n, true == n)
+        yield Step(
+            step / (settings.steps + 1), f"Training, loss {values['loss']:.3f}", (Point("training", step, values),)
+        )
+    network.eval()
+
+
+class _Patches:
+    """Random patches, centred on a foreground label with a given probability (each label equally often)."""
+
+    def __init__(self, cases, about, settings):
+        self.cases, self.settings = cases, settings
+        self.rng = np.random.default_rng([settings.seed, 1])
+        self.places = []  # per label: (case, flat index of its voxels), for cases that have any
+        for n in range(1, len(about.output.labels)):
+            found = [(c, np.flatnonzero(labels.numpy().reshape(-1) == n)) for c, (_, labels) in enumerate(cases)]
+            found = [(c, at.astype(np.int32)) for c, at in found if len(at)]
+            if found:
+                self.places.append(found)
+        multiple = about.input.multiple_of
+        shape = [min(image.shape[axis + 1] for image, _ in cases) for axis in range(len(multiple))]
+        self.size = [max(m, min(settings.patch, n) // m * m) for m, n in zip(multiple, shape)]
+
+    def batch(self):
+        images, labels = zip(*(self._one() for _ in range(self.settings.batch)))
+        return torch.stack(images), torch.stack(labels)
+
+    def _one(self):
+        rng = self.rng
+        if self.places and rng.random() < self.settings.foreground:
+            places = self.places[rng.integers(len(self.places))]
+            which, at = places[rng.integers(len(places))]
+            centre = np.unravel_index(at[rng.integers(len(at))], self.cases[which][1].shape)
+        else:
+            which = int(rng.integers(len(self.cases)))
+            centre = [rng.integers(n) for n in self.cases[which][1].shape]
+        image, labels = self.cases[which]
+        box = []
+        for c, size, n in zip(centre, self.size, labels.shape):
+            # The chosen voxel lies anywhere in the middle half of the patch.
+            start = int(c) - size // 2 + int(rng.integers(-(size // 4), size // 4 + 1))
+            start = min(max(start, 0), n - size)
+            box.append(slice(start, start + size))
+        image, labels = image[(slice(None), *box)], labels[tuple(box)][None]
+        if self.settings.flip:
+            axes = [axis for axis in range(1, labels.ndim) if rng.random() < 0.5]
+            image, labels = image.flip(axes), labels.flip(axes)
+        scale = 1 + self.settings.scale * rng.uniform(-1, 1)
+        image = image * scale + self.settings.shift * rng.uniform(-1, 1)
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(self.settings.noise * rng.random())
+        return image + torch.from_numpy(noise), labels
+
+
+def dice(a, b) -> float:
+    """Dice of two boolean arrays or tensors; NaN where both are empty."""
+    total = float(a.sum() + b.sum())
+    return 2 * float((a & b).sum()) / total if total else float("nan")
