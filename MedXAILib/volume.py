@@ -111,14 +111,18 @@ class Volume:
         """The same grid with other voxels; refused when the shape differs."""
         if array.shape != self.shape:
             raise MedXAIError(f"An array of shape {array.shape} does not fit the grid {self.shape} of '{self.name}'.")
-        return Volume(array, self.ijk_to_ras, self.name if name is None else name, self.unit if unit is None else unit)
+        attributes = dict(self.attributes)
+        if self.array.dtype == np.uint8:  # other voxels in the same unit: what 8 bits could hold stays known
+            attributes.setdefault("stored_range", (0, 255))
+        name, unit = self.name if name is None else name, self.unit if unit is None else unit
+        return Volume(array, self.ijk_to_ras, name, unit, attributes)
 
     def crop(self, start, stop) -> Volume:
         """The box [start, stop) in (k, j, i), on the same lattice: its matrix is moved along."""
         matrix = self.ijk_to_ras.copy()
         matrix[:3, 3] = self.index_to_ras(start)
         box = tuple(slice(a, b) for a, b in zip(start, stop))
-        return Volume(self.array[box], matrix, self.name, self.unit)
+        return Volume(self.array[box], matrix, self.name, self.unit, dict(self.attributes))
 
     def same_grid(self, other: Volume, tolerance: float = 1e-3) -> bool:
         """Whether the other volume has the same shape and every voxel within ``tolerance`` mm."""

@@ -1,0 +1,281 @@
+"""DICOM: one file, a series in a folder, or a segmentation object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import MedXAIError, nearest
+from .volume import Volume
+
+_NO_IMAGE = {"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "DOC", "PLAN"}
+_FILMS = {"US", "XA", "RF", "ES", "GM", "XC", "IVUS"}
+_EVEN = 0.05  # of the slice distance: positions in headers are rounded
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is needed of one DICOM file before its voxels are read."""
+
+    path: Path
+    tags: dict
+    size: tuple[int, ...]
+
+    def text(self, tag: str, default: str = "") -> str:
+        return self.tags.get(tag, default).strip().strip("\0")
+
+    def numbers(self, tag: str) -> np.ndarray | None:
+        try:
+            return np.array([float(v) for v in self.text(tag).split("\\")])
+        except ValueError:
+            return None
+
+    @property
+    def number(self) -> str:
+        return self.text("0020|0011") or "?"
+
+    @property
+    def description(self) -> str:
+        return self.text("0008|103e") or self.text("0018|1030") or self.text("0008|0060") or "no description"
+
+
+def read_dicom(path: Path, series: str = "") -> Volume:
+    """One DICOM file, or the series in a folder (``series``: its number, UID or description where there are several)."""
+    if not path.is_dir():
+        header = _header(path)
+        if header is None:
+            raise MedXAIError(f"'{path}' cannot be read as DICOM; the file is damaged or incomplete.")
+        if header.text("0008|0060") in _NO_IMAGE:
+            raise MedXAIError(f"'{path}' is a DICOM {header.text('0008|0060')} object and not an image.")
+        return _one_file(header)
+    found: dict[str, list[_Header]] = {}
+    for header in _headers(path):
+        if header.text("0008|0060") not in _NO_IMAGE:
+            found.setdefault(header.text("0020|000e"), []).append(header)
+    if not found:
+        raise MedXAIError(f"The folder '{path}' holds no DICOM images.")
+    chosen = _choose(path, found, series)
+    return _one_file(chosen[0]) if len(chosen) == 1 else _stack(path, chosen)
+
+
+def _choose(path, found, series):
+    if not series and len(found) == 1:
+        return next(iter(found.values()))
+    groups = sorted(found.values(), key=lambda g: (len(g[0].number), g[0].number))
+    listed = "; ".join(f"{g[0].number}: {g[0].description}, {len(g)} image{'s' * (len(g) > 1)}" for g in groups[:20])
+    if series:
+        for name in (lambda h: h.text("0020|000e"), lambda h: h.number, lambda h: h.description):
+            match = [g for g in groups if name(g[0]) == series]
+            if len(match) == 1:
+                return match[0]
+        close = nearest(series, [g[0].description for g in groups])
+        raise MedXAIError(f"'{path}' has no single DICOM series '{series}'{close}; it has {listed}.")
+    number = groups[0][0].number
+    if [g[0].number for g in groups].count(number) > 1:
+        number = groups[0][0].text("0020|000e")
+    raise MedXAIError(f"'{path}' holds {len(groups)} DICOM series ({listed}); choose one, such as '{path}#{number}'.")
+
+
+def _headers(folder: Path):
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != "DICOMDIR" and not file.name.startswith("."):
+            with file.open("rb") as stream:
+                marked = stream.read(132)[128:] == b"DICM"
+            if marked or file.suffix.lower() in ("", ".dcm", ".ima"):
+                header = _header(file)
+                if header is not None:
+                    yield header
+                elif marked and file.suffix.lower() in (".dcm", ".ima"):
+                    raise MedXAIError(f"'{file}' cannot be read as DICOM; the file is damaged or incomplete.")
+
+
+def _header(path: Path) -> _Header | None:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return _Header(path, {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}, reader.GetSize())
+
+
+def _pixels(header: _Header) -> sitk.Image:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(header.path))
+    try:
+        return reader.Execute()
+    except RuntimeError:
+        raise MedXAIError(f"'{header.path}' cannot be read; the file is damaged or incomplete.") from None
+
+
+def _one_file(header: _Header) -> Volume:
+    from .io import stem, to_volume
+
+    frames = header.size[2] if len(header.size) > 2 else 1
+    if frames > 1 and header.text("0008|0060") in _FILMS:
+        raise MedXAIError(f"'{header.path}' is a film of {frames} frames; save the frame you mean by itself.")
+    attributes, unit = _about(header)
+    volume = to_volume(_pixels(header), stem(header.path), header.path, unit, attributes)
+    return Volume(_upright(volume.array, header, attributes), volume.ijk_to_ras, volume.name, unit, attributes)
+
+
+def _stack(path, headers) -> Volume:
+    """Slices sorted along their normal, evenly spaced or refused."""
+    from .io import _one_channel, ras
+
+    first = headers[0]
+    across, at = first.numbers("0020|0037"), [h.numbers("0020|0032") for h in headers]
+    if across is None or len(across) != 6 or any(p is None or len(p) != 3 for p in at):
+        raise MedXAIError(
+            f"The {len(headers)} images of the DICOM series '{first.description}' in '{path}' do not say where they lie;"
+            " give one of them by its file name."
+        )
+    spacing = first.numbers("0028|0030")
+    for header in headers:
+        direction, distance = header.numbers("0020|0037"), header.numbers("0028|0030")
+        if (
+            header.size != first.size
+            or direction is None
+            or np.shape(distance) != np.shape(spacing)
+            or np.abs(direction - across).max() > 1e-3
+            or (spacing is not None and np.abs(distance - spacing).max() > 1e-3 * spacing.max())
+        ):
+            raise MedXAIError(
+                f"The images of the DICOM series '{first.description}' in '{path}' differ in size, spacing or direction"
+                f" ('{header.path.name}' from '{first.path.name}'); give a folder with one stack of slices."
+            )
+    row, column = across[:3] / np.linalg.norm(across[:3]), across[3:] / np.linalg.norm(across[3:])
+    normal = np.cross(row, column)
+    order = np.argsort([p @ normal for p in at], kind="stable")
+    headers, at = [headers[n] for n in order], np.array([at[n] for n in order])
+    gaps = np.diff(at @ normal)
+    usual = float(np.median(gaps))
+    if gaps.min() < 1e-3:
+        same = headers[int(gaps.argmin())].path.name, headers[int(gaps.argmin()) + 1].path.name
+        raise MedXAIError(
+            f"The DICOM series '{first.description}' in '{path}' has several images at one place ('{same[0]}' and '{same[1]}'),"
+            " such as time points or echoes; give a folder with one volume."
+        )
+    step = (at[-1] - at[0]) / (len(at) - 1)
+    drift = np.linalg.norm(at - (at[0] + np.arange(len(at))[:, None] * step), axis=1).max()
+    if drift > _EVEN * usual or abs(gaps - usual).max() > _EVEN * usual:
+        worst = int(np.abs(gaps - usual).argmax())
+        many = round(gaps[worst] / usual) - 1
+        what = "unevenly spaced"
+        if many > 0 and abs(gaps[worst] / usual - many - 1) < _EVEN:
+            what = f"missing {many} slice{'s' * (many > 1)}"
+        raise MedXAIError(
+            f"The DICOM series '{first.description}' in '{path}' is {what}: {gaps[worst]:.3g} mm between '{headers[worst].path.name}'"
+            f" and '{headers[worst + 1].path.name}', {usual:.3g} mm elsewhere; export it again, or resample it in Slicer."
+        )
+    planes, image = [], None
+    for header in headers:
+        image = _pixels(header)
+        plane = _one_channel(image, header.path).reshape(image.GetSize()[1::-1])
+        planes.append(_upright(plane, header, _about(header)[0]))
+    array = np.stack(planes)
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    elif array.dtype == np.int32 and array.min() >= -32768 and array.max() <= 32767:
+        array = array.astype(np.int16)  # GDCM widens where slope and intercept could overflow; these did not
+    matrix = np.eye(4)
+    width, height = image.GetSpacing()[:2]
+    matrix[:3] = np.stack([row * width, column * height, step, at[0]], 1)
+    attributes, unit = _about(first)
+    return Volume(array, ras(matrix), first.description if first.text("0008|103e") else path.name, unit, attributes)
+
+
+def _about(header: _Header) -> tuple[dict, str]:
+    """Attributes and unit: what is known of the stored numbers."""
+    bits = int(header.text("0028|0101") or header.text("0028|0100") or 16)
+    slope, shift = (header.numbers(tag) for tag in ("0028|1053", "0028|1052"))
+    slope, shift = (float(v[0]) if v is not None else d for v, d in ((slope, 1.0), (shift, 0.0)))
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if header.text("0028|0103") == "1" else (0, 2**bits - 1)
+    ends = sorted((slope * low + shift, slope * high + shift))
+    modality = header.text("0008|0060")
+    attributes = {
+        "modality": modality,
+        "photometric": header.text("0028|0004"),
+        "bits_stored": bits,
+        "stored_range": tuple(ends),
+        "series": header.text("0020|000e"),
+    }
+    unit = "HU" if modality == "CT" and header.text("0028|1054") in ("", "HU") else ""
+    return attributes, unit
+
+
+def _upright(array: np.ndarray, header: _Header, attributes: dict) -> np.ndarray:
+    """MONOCHROME1 (small is white) turned over within its stored range."""
+    if header.text("0028|0004") != "MONOCHROME1":
+        return array
+    low, high = attributes["stored_range"]
+    return (low + high - array.astype(np.float64)).astype(array.dtype)
+
+
+def read_segmentation(path: Path):
+    """Segment names of a DICOM SEG (a file, or the only one in a folder), and a function that gives one as a mask."""
+    try:
+        import pydicom
+    except ImportError:
+        raise MedXAIError(
+            "Reading a DICOM segmentation needs pydicom; install it (pip install pydicom).", kind="missing"
+        ) from None
+    if path.is_dir():
+        found = [
+            f for f in sorted(path.rglob("*")) if f.is_file() and (h := _header(f)) and h.text("0008|0060") == "SEG"
+        ]
+        if len(found) != 1:
+            raise MedXAIError(f"The folder '{path}' holds {len(found)} DICOM segmentations; give one file.")
+        path = found[0]
+    try:
+        data = pydicom.dcmread(path)
+    except Exception:
+        raise MedXAIError(f"'{path}' cannot be read as DICOM; the file is damaged or incomplete.") from None
+    if data.get("Modality") != "SEG":
+        raise MedXAIError(f"'{path}' is no DICOM segmentation; give a SEG object, a label map or a .seg.nrrd file.")
+    numbers: dict[str, int] = {}
+    for item in data.SegmentSequence:
+        numbers.setdefault(str(item.SegmentLabel), int(item.SegmentNumber))
+    return list(numbers), lambda name: _segment(data, numbers[name], name)
+
+
+def _segment(data, number: int, name: str) -> Volume:
+    from .io import ras
+
+    shared = data.SharedFunctionalGroupsSequence[0]
+    frames = data.PerFrameFunctionalGroupsSequence
+
+    def group(frame, kind):
+        return (frame[kind] if kind in frame else shared[kind])[0]
+
+    across = np.array(group(frames[0], "PlaneOrientationSequence").ImageOrientationPatient, float)
+    measures = group(frames[0], "PixelMeasuresSequence")
+    height, width = (float(v) for v in measures.PixelSpacing)
+    row, column = across[:3], across[3:]
+    normal = np.cross(row, column)
+    at = np.array([group(f, "PlanePositionSequence").ImagePositionPatient for f in frames], float)
+    mine = [
+        n for n, f in enumerate(frames)
+        if int(group(f, "SegmentIdentificationSequence").ReferencedSegmentNumber) == number
+    ]  # fmt: skip
+    along = at @ normal
+    levels = np.unique(np.round(along, 3))
+    step = float(measures.get("SpacingBetweenSlices", 0)) or (
+        float(np.diff(levels).min()) if len(levels) > 1 else float(measures.get("SliceThickness", 0)) or 1.0
+    )
+    planes = (along - along.min()) / step
+    if np.abs(planes - np.round(planes)).max() > 10 * _EVEN:
+        raise MedXAIError(f"The slices of the DICOM segment '{name}' are unevenly spaced; export it on an even grid.")
+    pixels = data.pixel_array.reshape(len(frames), int(data.Rows), int(data.Columns))
+    half = 1 if data.SegmentationType == "BINARY" else int(data.MaximumFractionalValue) / 2
+    array = np.zeros((int(planes.max().round()) + 1, *pixels.shape[1:]), np.uint8)
+    for n in mine:
+        array[int(planes[n].round())] |= (pixels[n] >= half).astype(np.uint8)
+    matrix = np.eye(4)
+    matrix[:3] = np.stack([row * width, column * height, normal * step, at[int(along.argmin())]], 1)
+    return Volume(array, ras(matrix), name)
