@@ -151,6 +151,12 @@ class FeatureQueue:
                     self._changed.wait(0.2)  # with a limit, so that Ctrl-C gets through everywhere
 
     @property
+    def pids(self) -> list[int]:
+        """Process ids of the children."""
+        with self._changed:
+            return [child.pid for child in self._children if child.pid]
+
+    @property
     def notes(self) -> list[str]:
         """What is to be told about the values so far: the first sentence of each kind, with the number of steps."""
         with self._changed:
@@ -275,6 +281,10 @@ class _Child:
         except (ValueError, EOFError) as error:  # a closed file, or a message that breaks off
             raise BrokenPipeError(str(error)) from None
         return Values(answer["values"], answer["notes"])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
 
     def restart(self):
         self._stop()

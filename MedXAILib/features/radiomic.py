@@ -273,7 +273,9 @@ def _classes() -> dict[str, type]:
     """Feature class name -> pyradiomics' class, taught to take grey levels that were made once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        modules = {name: importlib.import_module(f"radiomics.{name}") for name in (*_TEXTURE, "firstorder", "shape", "shape2D")}
+        modules = {name: importlib.import_module(f"radiomics.{name}") for name in (*_TEXTURE, "firstorder", "shape2D")}
+
+    from .solid import shape_class
 
     class Shared:
         def _applyBinning(self, matrix):
@@ -295,7 +297,7 @@ def _classes() -> dict[str, type]:
             return _maximal_correlation(self.P_glcm[0])
 
     found = {"firstorder": FirstOrder, "glcm": Glcm}
-    found["shape"], found["shape2D"] = modules["shape"].RadiomicsShape, modules["shape2D"].RadiomicsShape2D
+    found["shape"], found["shape2D"] = shape_class(), modules["shape2D"].RadiomicsShape2D
     for name in ("gldm", "glrlm", "glszm", "ngtdm"):
         found[name] = type(name, (Shared, getattr(modules[name], "Radiomics" + name.upper())), {})
     return found
