@@ -1,0 +1,177 @@
+"""A network as an FX graph of ATen operations: one representation for eager networks, TorchScript and exported programs."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..errors import MedXAIError
+
+if TYPE_CHECKING:
+    from .model import Model
+
+#: Kinds of layers, by what the operation's name contains; the first that fits.
+_KINDS = (
+    ("transposed convolution", ("conv_transpose",)),
+    ("convolution", ("conv",)),
+    ("normalisation", ("batch_norm", "instance_norm", "group_norm", "layer_norm")),
+    ("pooling", ("pool",)),
+    ("attention", ("scaled_dot_product",)),
+    ("linear", ("linear", "addmm", "matmul", "bmm")),
+    ("upsampling", ("upsample", "pixel_shuffle")),
+    ("softmax", ("softmax",)),
+    ("dropout", ("dropout",)),
+    ("activation", ("relu", "elu", "gelu", "silu", "sigmoid", "tanh", "softplus", "mish", "hardswish", "swish", "celu", "glu")),
+    ("concatenation", ("cat",)),
+    ("addition", ("add",)),
+    ("multiplication", ("mul",)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: a node of the graph whose output can be read.
+
+    ``shape`` is (channels, *spatial) at the size the graph was traced with; ``operation`` the ATen name.
+    """
+
+    name: str
+    kind: str
+    operation: str
+    shape: tuple[int, ...]
+
+
+def trace(module: nn.Module, x: Tensor, title: str = "the network") -> fx.GraphModule:
+    """The graph of ``module`` at the shape of ``x``, which computes the same to the bit.
+
+    The parameters are those of ``module``, not copies. The caller holds the network still (`Model.frozen`).
+
+    Raises
+    ------
+    MedXAIError
+        When the network's control flow depends on voxel values, or the size does not suit it.
+    """
+    return _traced(module, x, "real", title)
+
+
+def trace_shapes(module: nn.Module, shape, device, title: str = "the network") -> fx.GraphModule:
+    """The graph at an input ``shape`` (N, C, *spatial) without computing it; for shapes and structure only."""
+    x = torch.empty(tuple(shape), device=device)
+    try:
+        return _traced(module, x, "fake", title)
+    except MedXAIError:
+        return _traced(module, x, "real", title)  # some operations have no shape rule
+
+
+def _traced(module, x, mode, title) -> fx.GraphModule:
+    def call(x):  # make_fx would otherwise look at the module's own attributes
+        return module(x)
+
+    try:
+        with warnings.catch_warnings(), torch.autocast(x.device.type, enabled=False), _plain_torchscript():
+            warnings.simplefilter("ignore")
+            return make_fx(call, tracing_mode=mode, pre_dispatch=True, _allow_non_fake_inputs=True)(x.detach())
+    except Exception as error:  # a traced network may raise anything
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        size = " × ".join(map(str, x.shape[2:]))
+        raise MedXAIError(
+            f"{title!r} cannot be traced at {size} voxels ({words}); export it with torch.export instead."
+        ) from error
+
+
+@contextlib.contextmanager
+def _plain_torchscript():
+    """Without TorchScript's optimisations, which rewrite a program after its first runs."""
+    with torch.jit.optimized_execution(False):
+        yield
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of a node's output; None where it is not one tensor."""
+    if node.op == "get_attr":
+        value = node.graph.owning_module
+        for part in node.target.split("."):
+            value = getattr(value, part)
+    else:
+        value = node.meta.get("val")
+    return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else None
+
+
+def operation(node: fx.Node) -> str:
+    """The ATen name of a node without overload, such as ``conv3d``; empty for what is not an ATen operation."""
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.split("::")[-1] if schema is not None else ""
+
+
+def picked(traced: fx.GraphModule, key) -> fx.Node | None:
+    """The node whose output is the network's answer: the only one, or the one that ``key`` names."""
+    result = next(iter(reversed(traced.graph.nodes))).args[0]
+    if isinstance(result, dict):
+        result = result.get(key) if key is not None else next(iter(result.values())) if len(result) == 1 else None
+    elif isinstance(result, (tuple, list)):
+        at = 0 if key is None and len(result) == 1 else key
+        result = result[at] if isinstance(at, int) and -len(result) <= at < len(result) else None
+    return result if isinstance(result, fx.Node) else None
+
+
+def layers(traced: fx.GraphModule) -> list[Layer]:
+    """The layers of a graph in order of computing."""
+    result = []
+    for node in traced.graph.nodes:
+        name, shape = operation(node), shape_of(node)
+        if node.op != "call_function" or shape is None or len(shape) < 2:
+            continue
+        kind = next((kind for kind, words in _KINDS if any(word in name for word in words)), None)
+        if kind == "convolution" and is_transposed(node):
+            kind = "transposed convolution"
+        if kind is not None:
+            result.append(Layer(node.name, kind, name, shape[1:]))
+    return result
+
+
+def is_transposed(node: fx.Node) -> bool:
+    """Whether a convolution node is a transposed one."""
+    schema = node.target._schema
+    for number, argument in enumerate(schema.arguments):
+        if argument.name == "transposed":
+            return bool(node.args[number])
+    return "transpose" in schema.name
+
+
+def count_parameters(model: Model) -> int:
+    """Numbers in the network's weights; where they are constants of a frozen program, those of its graph."""
+    count = sum(p.numel() for p in model.module.parameters())
+    if count == 0:
+        traced, _ = small(model)
+        seen = {}
+        for node in traced.graph.nodes:
+            if node.op == "get_attr":
+                value = getattr(traced, node.target)
+                seen[value.data_ptr()] = value.numel()
+        count = sum(seen.values())
+    return count
+
+
+def small(model: Model) -> tuple[fx.GraphModule, tuple[int, ...]]:
+    """The graph at the smallest of a few sizes that the network takes, and that spatial size. Nothing is computed."""
+    about = model.package.input
+    if about.size is not None and about.fit != "window":
+        sizes = [about.size]
+    else:
+        sizes = [tuple(-(-n // m) * m for m in about.multiple_of) for n in (16, 32, 64, 96, 128)]
+        sizes = [*dict.fromkeys(sizes), *([about.size] if about.size else [])]
+    trouble = None
+    with model.frozen():
+        for size in sizes:
+            try:
+                shape = (1, len(about.channels), *size)
+                return trace_shapes(model.module, shape, model.device, model.package.name), size
+            except MedXAIError as error:
+                trouble = error
+    raise trouble
