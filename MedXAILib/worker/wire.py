@@ -36,7 +36,8 @@ def save_array(file, array) -> None:
             if array.nbytes:
                 out.write(array.reshape(-1).view(np.uint8).data)
     except BaseException:
-        Path(file).unlink(missing_ok=True)
+        if Path(file).is_file():  # never a device
+            Path(file).unlink()
         raise
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from MedXAILib.errors import MedXAIError
 from MedXAILib.explanation import Curve, Explanation, Layer, Patch, Point, Sequence, Step, Table
-from MedXAILib.settings import Settings
+from MedXAILib.settings import DreamSettings
 from MedXAILib.volume import Volume
 
 
@@ -55,7 +55,7 @@ class FakeEngine:
 
     def settings(self, method, values):
         if "nonsense" in values:
-            return Settings.from_json(values)
+            return DreamSettings.from_json(values)
         return Values(values)
 
     def explain(self, method, model, volumes, settings, segment):
@@ -135,7 +135,9 @@ def do_raise(engine, model, volumes, settings, segment):
         "refused": MedXAIError("No such label.", hint="Choose another."),
         "value": ValueError("secret detail\nsecond line"),
         "memory": MemoryError("Unable to allocate 9 TiB"),
-        "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        "torch": RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
         "cuda": type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB"),
         "disk": OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
         "missing": ModuleNotFoundError("No module named 'radiomics'", name="radiomics"),
