@@ -20,7 +20,7 @@ NETWORK = {
     "name": "PlainUNet",
     "arguments": {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "filters": 8, "levels": 3},
 }
-WINDOW = (-200.0, 300.0)  # HU; wide enough that no tissue of the liver is clipped
+WINDOW = (-150.0, 250.0)  # HU; the usual window of the abdomen, wide enough that no tissue of the liver is clipped
 
 
 def fields(seed: int, settings: TrainingSettings) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ class TrainingSettings(Settings):
 
     steps: int = setting(900, "Optimiser steps.", low=1, high=10**7)
     batch: int = setting(2, "Patches per step.", low=1, high=1024)
-    patch: int = setting(48, "Edge of a patch; shortened where the volume is smaller.", low=8, high=512, unit="voxels")
-    learning_rate: float = setting(3e-3, "Learning rate of Adam; falls to a hundredth on a cosine.", low=1e-8, high=1)
-    foreground: float = setting(0.7, "Share of patches centred on a voxel of a foreground label.", low=0, high=1)
+    patch: int = setting(40, "Edge of a patch; shortened where the volume is smaller.", low=8, high=512, unit="voxels")
+    learning_rate: float = setting(6e-3, "Learning rate of Adam; falls to a hundredth on a cosine.", low=1e-8, high=1)
+    foreground: float = setting(0.85, "Share of patches centred on a voxel of a foreground label.", low=0, high=1)
     noise: float = setting(0.02, "Largest SD of the noise added to a patch, in network units.", low=0, high=10)
     shift: float = setting(0.03, "Largest shift of intensity, in network units.", low=0, high=10)
     scale: float = setting(0.05, "Largest relative change of contrast.", low=0, high=0.9)
@@ -44,8 +45,8 @@ def train(
     Parameters
     ----------
     cases : iterable of (image, labels)
-        `Volume` pairs on one grid; all with the spacing and orientation that ``fields`` state. Every voxel of ``labels`` is an
-        index into ``output.labels`` (softmax). Read once, and kept in memory in network units.
+        `Volume` pairs on one grid, prepared as the package says. Every voxel of ``labels`` is an index into
+        ``output.labels``. For a 2-D network volumes of one slice. Read once, and kept in memory in network units.
     folder : path
         The new model folder.
     fields : dict
@@ -98,19 +99,29 @@ def train(
     return package
 
 
-def _network(package):
-    from ..models import build
+def _network(about: Package):
+    from ..models.loading import build
 
-    return build(package.network)
+    return build(about.network, about.name)
 
 
 def _tensors(image: Volume, labels: Volume, about: Package):
-    """One case in network units: image (1, k, j, i) float32 and labels (k, j, i) int64, axes in the network's order."""
-    from ..models import prepare_case
+    """One case as the network sees it: image (C, *spatial) float32 in network units, labels (*spatial) int64, padding 0."""
+    from ..models import prepare
 
     if not image.same_grid(labels):
         raise MedXAIError(f"'{labels.name}' is not on the grid of '{image.name}'; resample it first.")
-    return prepare_case(about, image, labels)
+    values = np.unique(labels.array)
+    if values[0] < 0 or values[-1] >= len(about.output.labels) or (values != values.astype(int)).any():
+        raise MedXAIError(
+            f"'{labels.name}' holds the values {', '.join(f'{v:g}' for v in values[:8])}; they must be indices into the labels "
+            f"{', '.join(about.output.labels)}, from 0."
+        )
+    prepared = prepare(SimpleNamespace(package=about, device="cpu"), [image])
+    target = np.zeros(prepared.shape, np.uint8)
+    for value in values[values > 0]:
+        target[prepared.mask_to_network(labels.array == value)] = value
+    return prepared.x[0], torch.from_numpy(target)
 
 
 def _optimise(network, cases, about, settings):
@@ -126,6 +137,10 @@ def _optimise(network, cases, about, settings):
         image, labels = (t.to(settings.device) for t in patches.batch())
         adam.zero_grad(set_to_none=True)
         logits = network(image)
+        if logits.shape[1] != classes:
+            raise MedXAIError(
+                f"The network gives {logits.shape[1]} channels and the package names {classes} labels; make them agree."
+            )
         loss = loss_of(logits, labels)
         loss.backward()
         adam.step()
@@ -133,7 +148,7 @@ def _optimise(network, cases, about, settings):
         if not torch.isfinite(loss):
             raise MedXAIError("The training loss is no longer finite; lower the learning rate.")
         found, true = logits.detach().argmax(1), labels[:, 0]
-        values = {"loss": float(loss)}
+        values = {"loss": float(loss.detach())}
         for n in range(1, classes):
             values[f"dice {about.output.labels[n]}"] = dice(found == n, true == n)
         yield Step(
@@ -185,7 +200,7 @@ class _Patches:
         scale = 1 + self.settings.scale * rng.uniform(-1, 1)
         image = image * scale + self.settings.shift * rng.uniform(-1, 1)
         noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(self.settings.noise * rng.random())
-        return image + torch.from_numpy(noise), labels
+        return image + torch.from_numpy(noise), labels.long()
 
 
 def dice(a, b) -> float:

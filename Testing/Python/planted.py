@@ -2,7 +2,8 @@
 
 All are `MeshNet`s with kernels planted into its dilated 3×3(×3) convolutions, so that one network exists in every weights
 format; a kernel has up to 9 voxels along each axis. Exactly linear parts are built from pairs, relu(a) − relu(−a) = a, whose
-gradient is a's wherever a is not exactly 0: start from images that are not exactly flat.
+gradient is a's wherever a is not exactly 0: start from images that are not exactly flat. Within four voxels of the border
+parts of a kernel are lost to the padding.
 """
 
 from __future__ import annotations
