@@ -34,10 +34,14 @@ def fill(node, columns: dict, units: dict | None = None) -> None:
         for name, values in columns.items():
             array = _column(values)
             array.SetName(name)
-            known = inner.GetColumnByName(name) is not None
-            inner.AddColumn(array)  # in place of one of the same name
-            if known:
+            known = inner.GetColumnByName(name)
+            if known is not None and known.GetClassName() == array.GetClassName():
+                known.DeepCopy(array)
+                known.Modified()
                 continue
+            if known is not None:
+                node.RemoveColumn(name)
+            inner.AddColumn(array)
             if isinstance(array, vtk.vtkDoubleArray):
                 # An undefined number survives saving: without it an empty cell would be read as 0.
                 node.SetColumnProperty(name, "nullValue", "nan")

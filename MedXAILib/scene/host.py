@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,12 @@ def current() -> Host:
     return ApplicationHost() if getattr(slicer, "app", None) is not None else HeadlessHost()
 
 
+def _let_go(logics, scene) -> None:
+    for logic in logics:
+        logic.SetMRMLScene(None)
+    scene.Clear(1)
+
+
 def _save(scene, path) -> None:
     path = Path(path).absolute()
     messages = slicer.vtkMRMLMessageCollection()
@@ -42,6 +49,14 @@ def _save(scene, path) -> None:
             f"The scene could not be written to '{path}'; free some space or choose another folder. {told}".strip(),
             kind="disk",
         )
+
+
+@vtk.calldata_type(vtk.VTK_OBJECT)
+def _forget_item(scene, event, node) -> None:
+    tree = None if scene.IsClosing() else slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item = tree.GetItemByDataNode(node) if tree is not None and node is not tree else 0
+    if item:
+        tree.RemoveItem(item, False, False)
 
 
 class ApplicationHost:
@@ -61,7 +76,7 @@ class ApplicationHost:
 class HeadlessHost:
     """A scene of its own, with the logics that would be the application's, three slice views and a chart view.
 
-    Needs no Qt, no display and no GPU; `views.SliceView` can show its slice views off screen.
+    Needs no Qt, no display and no GPU; `views.SliceView` can show its slice views off screen. ``close()`` empties it.
     """
 
     def __init__(self):
@@ -95,11 +110,18 @@ class HeadlessHost:
             self._logics[name] = logic
         self.application.SetColorLogic(self._logics["Colors"])
         self._logics["Colors"].AddDefaultColorNodes()
+        # As the application does: a node that goes takes its item of the subject hierarchy along.
+        self.scene.AddObserver(slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, _forget_item)
         # Adds Slicer's own layout descriptions, the layout node and the views a layout names.
         self._layout = slicer.vtkMRMLLayoutLogic()
         self._layout.SetMRMLScene(self.scene)
         self._layout.GetLayoutNode().SetViewArrangement(CONVENTIONAL_PLOT)
         self.slices = {name: self._slice_logic(name, plane) for name, plane in VIEWS.items()}
+        # Python destroys these in any order, and a logic that outlives what it observes crashes: let go in order, always.
+        # (Segmentations stays as it is: without a scene it looks for the subject hierarchy and complains.)
+        rest = [logic for name, logic in self._logics.items() if name != "Segmentations"]
+        order = [*self.slices.values(), self._layout, *reversed(rest), self.application]
+        self.close = weakref.finalize(self, _let_go, order, self.scene)
 
     def _slice_logic(self, name: str, plane: str):
         logic = slicer.vtkMRMLSliceLogic()

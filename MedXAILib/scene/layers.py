@@ -141,6 +141,13 @@ class Views:
             if node.GetID() in self.outlines:
                 node.SetUseLabelOutline(self.outlines[node.GetID()])
 
+    def put_back_background(self, now: str) -> None:
+        """Where a view's background is ``now`` (the run's input), show the background of before."""
+        for node in of_class(self.scene, "vtkMRMLSliceCompositeNode"):
+            old = self.before.get(node.GetID(), {}).get("Background")
+            if node.GetBackgroundVolumeID() == now != old and (old is None or self.scene.GetNodeByID(old)):
+                node.SetBackgroundVolumeID(old)
+
 
 def _layers(node) -> dict:
     return {

@@ -106,7 +106,19 @@ def attributes(node) -> dict[str, str]:
     }  # fmt: skip
 
 
+def run_id(scene, node) -> str:
+    """The run a node belongs to; empty for others.
+
+    A sequence's proxy loses its own attributes each time somebody scrubs, so its item in the hierarchy is asked as well.
+    """
+    mine = node.GetAttribute(RUN)
+    if mine is None:
+        tree = hierarchy(scene)
+        item = tree.GetItemByDataNode(node)
+        mine = tree.GetItemAttribute(item, RUN) if item else ""
+    return mine or ""
+
+
 def of_run(scene, run: str) -> list:
     """Every node that belongs to a run, wherever it now lies."""
-    nodes = (scene.GetNthNode(n) for n in range(scene.GetNumberOfNodes()))
-    return [node for node in nodes if node.GetAttribute(RUN) == run]
+    return [node for n in range(scene.GetNumberOfNodes()) if run_id(scene, node := scene.GetNthNode(n)) == run]

@@ -6,7 +6,7 @@ import slicer
 import vtk
 
 from . import charts, colors, layers
-from .nodes import RUN, batch, children, hierarchy, of_class, of_run
+from .nodes import RUN, batch, children, hierarchy, of_class, of_run, run_id
 
 _before: dict[str, object] = {}  # run -> what its views showed before; of this session only
 _watchers: dict[str, _Watcher] = {}  # one per scene, by its address
@@ -21,9 +21,8 @@ def run_of(scene, thing) -> str:
     """The run that a folder's item or a node belongs to; empty for others."""
     if isinstance(thing, int):
         tree = hierarchy(scene)
-        node = tree.GetItemDataNode(thing)
-        return (node.GetAttribute(RUN) if node else tree.GetItemAttribute(thing, RUN)) or ""
-    return thing.GetAttribute(RUN) or ""
+        return tree.GetItemAttribute(thing, RUN) or ""
+    return run_id(scene, thing)
 
 
 def folder_of(scene, run: str) -> int:
@@ -60,12 +59,7 @@ def remove(scene, thing) -> None:
         nodes = nodes_of(scene, run)
         leave_views(scene, run, nodes)
         folder = folder_of(scene, run)
-        with batch(scene):
-            # Browsers first: a proxy that vanishes under its browser is reported as an error.
-            for node in sorted(nodes, key=lambda n: not n.IsA("vtkMRMLSequenceBrowserNode")):
-                if scene.IsNodePresent(node):
-                    scene.RemoveNode(node)
-            _forget_colors(scene)
+        _remove_nodes(scene, nodes)
         tree = hierarchy(scene)
         if folder and tree.GetItemName(folder) is not None:
             # What somebody else put into the folder stays, one level up.
@@ -74,6 +68,19 @@ def remove(scene, thing) -> None:
     finally:
         if watcher is not None:
             watcher.busy -= 1
+
+
+def _remove_nodes(scene, nodes) -> None:
+    # Sequences and browser first, outside the batch: a browser that still watches makes its proxies anew.
+    for kind in ("vtkMRMLSequenceNode", "vtkMRMLSequenceBrowserNode"):
+        for node in nodes:
+            if node.IsA(kind) and scene.IsNodePresent(node):
+                scene.RemoveNode(node)
+    with batch(scene):
+        for node in nodes:
+            if scene.IsNodePresent(node):
+                scene.RemoveNode(node)
+        _forget_colors(scene)
 
 
 def leave_views(scene, run: str, nodes) -> None:
@@ -106,6 +113,8 @@ def _key(scene) -> str:
 
 def watch(scene) -> None:
     """From now on a run that somebody deletes by hand leaves views, displays and colours clean. Once per scene."""
+    for key in [key for key, watcher in _watchers.items() if watcher.scene.Get() is None]:
+        del _watchers[key]  # a scene that is no more; its address may be used again
     if _key(scene) not in _watchers:
         _watchers[_key(scene)] = _Watcher(scene)
 
@@ -122,22 +131,20 @@ class _Watcher:
     """Observes one scene. Holds no node and no reference that keeps the scene alive."""
 
     def __init__(self, scene):
-        self.scene = vtk.vtkWeakReference() if hasattr(vtk, "vtkWeakReference") else None
-        if self.scene is not None:
-            self.scene.Set(scene)
+        self.scene = vtk.vtkWeakReference()
+        self.scene.Set(scene)
         self.busy = 0
-        self.orphans: dict[str, list[str]] = {}
+        self.orphans: dict[str, tuple[str, list[str]]] = {}  # node -> its run, its displays and storage
         events = slicer.vtkMRMLScene
         self.tags = [
-            scene.AddObserver(events.NodeAboutToBeRemovedEvent, self._leaving),
+            # Before others look: the application forgets the node's item of the hierarchy at the same event.
+            scene.AddObserver(events.NodeAboutToBeRemovedEvent, self._leaving, 1.0),
             scene.AddObserver(events.NodeRemovedEvent, self._left),
             scene.AddObserver(events.EndCloseEvent, self._closed),
-            scene.AddObserver(vtk.vtkCommand.DeleteEvent, lambda *_: _watchers.pop(self.key, None)),
         ]
-        self.key = _key(scene)
 
     def stop(self) -> None:
-        scene = self.scene.Get() if self.scene is not None else None
+        scene = self.scene.Get()
         if scene is not None:
             for tag in self.tags:
                 scene.RemoveObserver(tag)
@@ -146,32 +153,31 @@ class _Watcher:
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _leaving(self, scene, event, node):
         """A node of a run is about to go: views first, so that nothing unrelated is shown in its place."""
-        if self.busy or scene.IsClosing() or node is None or not node.GetAttribute(RUN):
+        if self.busy or scene.IsClosing() or node is None:
             return
-        if node.IsA("vtkMRMLDisplayNode") or node.IsA("vtkMRMLStorageNode"):
+        run = run_id(scene, node)
+        if not run or node.IsA("vtkMRMLDisplayNode") or node.IsA("vtkMRMLStorageNode"):
             return
         dependents = _dependents([node])
-        leave_views(scene, node.GetAttribute(RUN), [node, *dependents])
-        self.orphans[node.GetID()] = [d.GetID() for d in dependents]
+        leave_views(scene, run, [node, *dependents])
+        self.orphans[node.GetID()] = (run, [d.GetID() for d in dependents])
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _left(self, scene, event, node):
-        if self.busy or scene.IsClosing() or node is None or not node.GetAttribute(RUN):
+        run, dependents = self.orphans.pop(node.GetID(), ("", ())) if node is not None else ("", ())
+        if not run or self.busy or scene.IsClosing():
             return
         self.busy += 1
         try:
-            for one in self.orphans.pop(node.GetID(), ()):
+            for one in dependents:
                 other = scene.GetNodeByID(one)
                 if other is not None:
                     scene.RemoveNode(other)
-            run = node.GetAttribute(RUN)
             rest = of_run(scene, run)
             tree = hierarchy(scene)
             if not any(tree.GetItemByDataNode(other) for other in rest):
                 # The last thing a person could see of it is gone: what is hidden goes too.
-                for other in sorted(nodes_of(scene, run), key=lambda n: not n.IsA("vtkMRMLSequenceBrowserNode")):
-                    if scene.IsNodePresent(other):
-                        scene.RemoveNode(other)
+                _remove_nodes(scene, nodes_of(scene, run))
                 _before.pop(run, None)
             _forget_colors(scene)
         finally:

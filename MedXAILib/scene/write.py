@@ -129,6 +129,8 @@ class Run:
     def discard(self) -> None:
         """Leave the scene as it was before the run."""
         remove.remove(self.scene, self.folder)
+        if self.shows:
+            self.views.put_back_background(self.inputs[0].GetID())
 
     # Parts -------------------------------------------------------------------------------------------------------
 
@@ -141,7 +143,8 @@ class Run:
             for n in range(node.GetNumberOfDisplayNodes()):
                 node.GetNthDisplayNode(n).SetAttribute(RUN, self.id)
         if not node.GetHideFromEditors():
-            place(self.scene, node, self.folder)
+            item = place(self.scene, node, self.folder)
+            hierarchy(self.scene).SetItemAttribute(item, RUN, self.id)
         return node
 
     def _map(self, name: str, layer: Layer) -> None:
