@@ -12,7 +12,7 @@ from .errors import MedXAIError
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the patient axis (R, A, S) a plane is perpendicular to
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """An image, a map or a mask in patient space.
 
@@ -51,6 +51,9 @@ class Volume:
             )
         matrix.flags.writeable = False
         object.__setattr__(self, "ijk_to_ras", matrix)
+
+    def __repr__(self):
+        return f"Volume('{self.name}', {self.array.dtype}, shape {self.shape}, spacing {self.spacing})"
 
     @property
     def shape(self) -> tuple[int, int, int]:

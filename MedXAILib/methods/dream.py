@@ -186,6 +186,7 @@ class _Path:
 
     def __init__(self, volume, prepared, ascent, foreground, settings, names):
         self.volume, self.prepared, self.ascent, self.names = volume, prepared, ascent, names
+        self.channels = ascent.model.package.input.channels
         self.base = prepared.start
         self.current = self.base.copy()
         self.component = Component(foreground, ascent.near.reach, ascent.point)
@@ -260,7 +261,7 @@ class _Path:
         return mask
 
     def explanation(self, reference, label, voxel) -> Explanation:
-        volume = self.volume
+        volume, ascent = self.volume, self.ascent
         change = self.current - self.base
         mask = self._whole_mask()
         reach = float(np.abs(change).max())
@@ -274,6 +275,18 @@ class _Path:
         result.maps["change"] = Layer(
             volume.with_array(change, "change"), "signed", f"Change{unit}", -reach or None, reach or None
         )
+        for c, name in enumerate(self.channels[1:], 1):  # the other channels: their change, on the first one's grid
+            patch = self.prepared.change(ascent.delta(), ascent.change.start, c)
+            other = np.zeros(volume.shape, np.float32)
+            other[patch.box] = patch.array
+            reach = float(np.abs(other).max())
+            result.maps[f"change-{name}"] = Layer(
+                volume.with_array(other, f"change {name}", ""),
+                "signed",
+                f"Change of {name}",
+                -reach or None,
+                reach or None,
+            )
         result.masks["mask"] = volume.with_array(mask, "mask", "")
         result.sequences.update(self.frames.sequences())
         result.curves["curves"] = Curve(
