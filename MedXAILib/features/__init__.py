@@ -11,8 +11,8 @@ _WHERE = {
     "radiomic": ("Values", "available", "compute"),
     "line": ("LineTexture", "line_texture"),
     "beside": ("FeatureQueue",),
-    "references": ("Reference", "reference", "reference_steps"),
-    "verdicts": ("verdict", "verdicts"),
+    "references": ("Reference", "reference"),
+    "verdicts": ("verdict",),
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -21,8 +21,8 @@ __all__ = [  # noqa: RUF022 - by room, as in _WHERE
     "Values", "available", "compute",
     "LineTexture", "line_texture",
     "FeatureQueue",
-    "Reference", "reference", "reference_steps",
-    "verdict", "verdicts",
+    "Reference", "reference",
+    "verdict",
 ]  # fmt: skip
 
 

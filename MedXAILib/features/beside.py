@@ -59,7 +59,9 @@ class FeatureQueue:
         The full names of the values.
     """
 
-    def __init__(self, names, *, options: dict | None = None, processes: int | None = None, capacity: int | None = None):
+    def __init__(
+        self, names, *, options: dict | None = None, processes: int | None = None, capacity: int | None = None
+    ):
         options, names = dict(options or {}), [names] if isinstance(names, str) else list(names)
         ndim = options.get("ndim") or (2 if any(name.startswith("shape2D") for name in names) else 3)
         self.names = without_line(resolve(names, ndim))

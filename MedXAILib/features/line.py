@@ -69,7 +69,9 @@ def response(slices: np.ndarray, angle: float, length: int, kernel: str = "contr
     return result
 
 
-def line_texture(array: np.ndarray, angle: float = 135.0, length: int = 9, axis: int | None = None, kernel: str = "contrast"):
+def line_texture(
+    array: np.ndarray, angle: float = 135.0, length: int = 9, axis: int | None = None, kernel: str = "contrast"
+):
     """The greatest response of a whole image to a line segment of the given angle; no mask.
 
     Parameters

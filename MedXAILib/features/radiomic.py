@@ -297,9 +297,11 @@ def _classes() -> dict[str, type]:
             return _maximal_correlation(self.P_glcm[0])
 
     found = {"firstorder": FirstOrder, "glcm": Glcm}
-    found["shape"], found["shape2D"] = shape_class(), modules["shape2D"].RadiomicsShape2D
     for name in ("gldm", "glrlm", "glszm", "ngtdm"):
         found[name] = type(name, (Shared, getattr(modules[name], "Radiomics" + name.upper())), {})
+    for cls in found.values():
+        cls.__module__ = "radiomics"  # pyradiomics names its loggers so; ours would not be silenced
+    found["shape"], found["shape2D"] = shape_class(), modules["shape2D"].RadiomicsShape2D
     return found
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from ..errors import MedXAIError
 from ..explanation import Step
-from ..volume import Volume
 from .names import resolve, without_line
 from .radiomic import MAX_BINS, available, compute
 
@@ -228,7 +227,7 @@ def reference(
     names : iterable of str
         As `resolve` takes them.
     segment : str, optional
-        Name or label value of the segment; by default all of the mask that is not zero.
+        Name or label value of the segment; may be left out where each mask holds one.
     bin_width, line_angle, line_length, max_bins
         As in `compute`; they are recorded.
 
@@ -350,7 +349,9 @@ def _gather(loaders, total, names, options):
     if not rows:
         first = next(iter(skipped.items()), None)
         told = f" (the first: {first[0]}: {first[1]})" if first else ""
-        raise MedXAIError(f"None of {len(skipped)} cases could be used{told}; check that images and masks belong together.")
+        raise MedXAIError(
+            f"None of {len(skipped)} cases could be used{told}; check that images and masks belong together."
+        )
     columns = {one: [float(row[one]) for row in rows.values()] for one in full}
     summary = {one: _distribution(values) for one, values in columns.items()}
     recorded = {"ndim": ndim, **options, "unit": units.pop() if len(units) == 1 else "", "versions": _versions()}

@@ -12,6 +12,7 @@ always, whichever feature was asked for. Here each measurement is made when it i
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def _in_planes(mask, spacing, axis):
     """The greatest distance of two vertices in one plane across ``axis``: planes of voxels, and half-way between them."""
     others = [a for a in range(3) if a != axis]
     mask, size = np.moveaxis(mask, axis, 0), spacing[others]
-    planes = [(plane, size) for plane in mask] + [(a ^ b, 0 * size) for a, b in zip(mask[:-1], mask[1:])]
+    planes = [(plane, size) for plane in mask] + [(a ^ b, 0 * size) for a, b in itertools.pairwise(mask)]
     bounds = []
     for number, (plane, reach) in enumerate(planes):
         rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
@@ -147,6 +148,8 @@ def shape_class():
     from radiomics.shape import RadiomicsShape
 
     class Shape(RadiomicsShape):
+        __module__ = "radiomics"  # pyradiomics names its loggers so
+
         def _initSegmentBasedCalculation(self):
             self.pixelSpacing = np.array(self.inputImage.GetSpacing()[::-1])
             self.maskArray = np.pad(sitk.GetArrayFromImage(self.inputMask) == self.label, 1)

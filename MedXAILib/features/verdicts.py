@@ -45,8 +45,3 @@ def verdict(z) -> str:
     if still:
         return "unmoved"
     return "receding" if abs(last) > abs(first) else "approaching"
-
-
-def verdicts(curves) -> dict[str, str]:
-    """The verdict of every curve: ``curves`` maps a feature to its z over the steps."""
-    return {name: verdict(z) for name, z in curves.items()}

@@ -1,0 +1,302 @@
+"""The processes that compute features beside an ascent: never waited for, never left behind, never silently wrong."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MedXAILib.features import FeatureQueue, compute
+from MedXAILib.volume import Volume
+
+pytest.importorskip("radiomics")
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["firstorder_Mean", "glcm_Contrast", "shape_Sphericity", "line_texture"]
+posix = pytest.mark.skipif(os.name != "posix", reason="signals of a POSIX system")
+
+
+def case(seed, size=12):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((size, size, size), np.uint8)
+    mask[2:-2, 3:-3, 1:-1] = rng.random((size - 4, size - 6, size - 2)) > 0.3
+    return Volume((rng.normal(size=mask.shape) * 100).astype(np.float32), np.eye(4)), Volume(mask, np.eye(4))
+
+
+def expected(seed, names=NAMES, size=12):
+    return compute(*case(seed, size), [name for name in names if name != "line_texture"])
+
+
+def alive(pid) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return state != "Z"
+    except FileNotFoundError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return not Path("/proc").is_dir()
+
+
+def gone(pids, seconds=5.0) -> bool:
+    """Whether all of them have ended within some seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not any(alive(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def collect(queue, number, seconds=30.0):
+    """Values of ``number`` steps by `ready` alone."""
+    found, until = {}, time.monotonic() + seconds
+    while len(found) < number and time.monotonic() < until:
+        found.update(queue.ready())
+        time.sleep(0.01)
+    return found
+
+
+def test_values_are_computes_own_and_every_step_comes_once():
+    steps = range(15)
+    with FeatureQueue(NAMES, processes=2, capacity=3) as queue:
+        assert queue.names == NAMES[:3]  # the line texture is of the whole dream
+        missing, found = [], []
+        for step in steps:
+            if not queue.offer(step, *case(step)):
+                missing.append(step)
+            found += queue.ready()
+        assert missing  # three may wait
+        found += queue.finish((step, *case(step)) for step in missing)
+        assert not queue.notes and queue.ready() == []
+    assert sorted(step for step, _ in found) == list(steps)
+    for step, values in found:
+        assert values == expected(step)
+
+
+def test_values_come_in_while_nobody_waits():
+    with FeatureQueue(NAMES, processes=1) as queue:
+        assert queue.offer(7, *case(7))
+        assert collect(queue, 1) == {7: expected(7)}
+
+
+def test_an_offer_does_not_wait_and_does_not_keep_the_callers_arrays():
+    image, mask = case(3, size=60)
+    with FeatureQueue(["glcm"], processes=1, capacity=2) as queue:
+        began = time.monotonic()
+        taken = [queue.offer(step, image, mask) for step in range(50)]
+        assert time.monotonic() - began < 1.0  # the process is not even up by then
+        assert taken == [True, True] + [False] * 48
+        before = compute(image, mask, ["glcm"])
+        image.array[:] = 0
+        mask.array[:] = 0
+        assert collect(queue, 2) == {0: before, 1: before}
+        assert queue.offer(50, *case(3))
+
+
+def test_what_is_missing_is_read_only_as_there_is_room():
+    read = []
+
+    def missing():
+        for step in range(12):
+            read.append(step)
+            yield step, *case(step)
+
+    with FeatureQueue(["firstorder_Mean"], processes=1, capacity=2) as queue:
+        values = queue.finish(missing())
+        next(values)
+        assert len(read) <= 4
+        assert len(list(values)) == 11 and len(read) == 12
+
+
+def test_bad_masks_come_back_as_nan_with_a_note():
+    image, mask = case(0)
+    empty = mask.with_array(np.zeros_like(mask.array))
+    wild = image.with_array(image.array.astype(float) * 1e12)
+    with FeatureQueue(["glcm_Contrast", "firstorder_Mean"], processes=1) as queue:
+        found = dict(queue.finish([(0, image, empty), (1, wild, mask), (2, image, mask), (3, image, empty)]))
+        assert [text.split(":")[0] for text in sorted(queue.notes)] == ["capped", "empty"]
+        assert "(2 steps)" in sorted(queue.notes)[1]
+    assert math.isnan(found[0]["firstorder_Mean"]) and math.isnan(found[1]["glcm_Contrast"])
+    assert math.isfinite(found[1]["firstorder_Mean"]) and math.isfinite(found[2]["glcm_Contrast"])
+
+
+def test_options_and_single_slices():
+    rng = np.random.default_rng(1)
+    image = Volume(rng.normal(size=(30, 1, 28)) * 40, np.diag([1.0, 9, 2, 1]))
+    mask = image.with_array((rng.random(image.shape) > 0.3).astype(np.uint8))
+    names = ["shape2D_Elongation", "glcm_Contrast"]
+    with FeatureQueue(names, options={"bin_width": 7.0, "line_angle": 45}, processes=1) as queue:
+        ((_, values),) = queue.finish([(0, image, mask)])
+    assert values == compute(image, mask, names, bin_width=7.0) != compute(image, mask, names)
+    with FeatureQueue("paper", options={"ndim": 2}, processes=1) as queue:
+        ((_, values),) = queue.finish([(0, image, mask)])
+    assert values["shape2D_PixelSurface"] == mask.array.sum() * 2 and len(values) == 9
+
+
+def test_a_box_one_voxel_thick_is_still_a_volume():
+    """Boxes of a mask in a volume may be flat; asked for 3-D shape, the queue must give it."""
+    image, mask = (one.crop((5, 2, 1), (6, 10, 11)) for one in case(4))
+    with FeatureQueue(["shape_VoxelVolume", "shape_Elongation"], processes=1) as queue:
+        ((_, values),) = queue.finish([(0, image, mask)])
+    assert values["shape_VoxelVolume"] == mask.array.sum() and math.isfinite(values["shape_Elongation"])
+
+
+@pytest.mark.parametrize("names", ["none", ["line_texture"]])
+def test_nothing_to_compute_needs_no_process(names):
+    with FeatureQueue(names) as queue:
+        assert queue.pids == [] and queue.offer(0, *case(0))
+        assert list(queue.finish([(1, *case(1))])) == [(0, {}), (1, {})]
+
+
+def test_without_processes_finish_does_it_all():
+    with FeatureQueue(NAMES, processes=0) as queue:
+        assert not queue.offer(0, *case(0)) and queue.pids == []
+        assert list(queue.finish([(0, *case(0))])) == [(0, expected(0))]
+
+
+def test_where_no_process_can_be_started_it_is_computed_here(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with FeatureQueue(NAMES, processes=1) as queue:
+        assert queue.offer(0, *case(0)) and queue.pids == []
+        assert list(queue.finish([(1, *case(1))])) == [(0, expected(0)), (1, expected(1))]
+
+
+@posix
+def test_closing_ends_the_processes_at_once():
+    queue = FeatureQueue(["all"], processes=2)
+    for step in range(8):
+        queue.offer(step, *case(step, size=40))
+    collect(queue, 1)
+    pids = queue.pids
+    assert len(pids) == 2 and all(alive(pid) for pid in pids)
+    began = time.monotonic()
+    queue.close()
+    assert time.monotonic() - began < 1.0 and not any(alive(pid) for pid in pids)
+    assert not queue.offer(9, *case(9)) and list(queue.finish([(9, *case(9))])) == []
+    queue.close()
+
+
+@posix
+def test_a_queue_is_closed_when_its_block_ends_with_an_error():
+    with pytest.raises(KeyboardInterrupt), FeatureQueue(NAMES, processes=1) as queue:
+        pids = queue.pids
+        raise KeyboardInterrupt
+    assert not any(alive(pid) for pid in pids)
+
+
+@posix
+def test_a_process_that_dies_is_replaced_and_its_step_computed():
+    with FeatureQueue(NAMES, processes=1, capacity=20) as queue:
+        for step in range(10):
+            assert queue.offer(step, *case(step))
+        (pid,) = queue.pids
+        os.kill(pid, signal.SIGKILL)
+        found = collect(queue, 10)
+        assert queue.pids != [pid]
+    assert found == {step: expected(step) for step in range(10)}
+
+
+@posix
+def test_a_step_that_kills_every_process_becomes_nan_with_a_note(monkeypatch):
+    from MedXAILib.features import beside
+
+    monkeypatch.setattr(beside, "_START", "import os; os._exit(3)")
+    with FeatureQueue(NAMES, processes=1) as queue:
+        found = dict(queue.finish([(0, *case(0)), (1, *case(1))]))
+        assert len(queue.notes) == 1 and queue.notes[0].startswith("died: ") and "(2 steps)" in queue.notes[0]
+    assert set(found) == {0, 1} and all(math.isnan(value) for values in found.values() for value in values.values())
+
+
+@posix
+def test_children_are_light_single_threaded_and_polite():
+    with FeatureQueue(["all"], processes=1) as queue:
+        queue.offer(0, *case(0, size=20))
+        collect(queue, 1)
+        (pid,) = queue.pids
+        assert os.getpriority(os.PRIO_PROCESS, pid) >= min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+        if Path("/proc").is_dir():
+            assert b"OMP_NUM_THREADS=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            assert "torch" not in maps and "SimpleITK" in maps
+
+
+def script(tmp_path, body, wait=True):
+    """Run a script without a main guard, as a user writes one; it prints the pids of its children."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        textwrap.dedent(
+            """
+            import sys; sys.path[:0] = [{root!r}, {tests!r}]
+            import time
+            from MedXAILib.features import FeatureQueue
+            from test_features_queue import case, NAMES
+            queue = FeatureQueue(NAMES, processes=2, capacity=50)
+            for step in range(20):
+                queue.offer(step, *case(step))
+            """
+        ).format(root=str(ROOT), tests=str(Path(__file__).parent))
+        + textwrap.dedent(body)
+    )
+    process = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True)
+    return process
+
+
+@posix
+def test_a_script_without_a_main_guard_runs_once(tmp_path):
+    process = script(tmp_path, "print(len(list(queue.finish())), flush=True); queue.close()")
+    assert process.communicate(timeout=60)[0] == "20\n" and process.returncode == 0
+
+
+@posix
+@pytest.mark.parametrize("how", ["kill", "exit", "forked"])
+def test_no_child_outlives_its_parent(tmp_path, how):
+    body = "queue.ready(); print(*queue.pids, flush=True)\n"
+    if how == "forked":  # a process forked from the parent inherits the pipes and keeps them open
+        body += "import os\nif not os.fork():\n    time.sleep(30); os._exit(0)\n"
+    body += "" if how == "exit" else "time.sleep(60)\n"
+    process = script(tmp_path, body)
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    if how != "exit":
+        assert all(alive(pid) for pid in pids)
+        time.sleep(0.5)
+        process.kill()
+    process.wait(30)
+    assert gone(pids)
+    process.stdout.close()
+
+
+@posix
+def test_ctrl_c_is_the_parents_and_leaves_nothing(tmp_path):
+    """Ctrl-C reaches the whole group: the children do not die of it, and the parent's way out ends them."""
+    body = """
+        print(*queue.pids, flush=True)
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            found = list(queue.finish())  # the children are still at work
+            print(len(found), queue.notes, flush=True)
+        queue.close()
+    """
+    path = tmp_path / "group"
+    path.mkdir()
+    source = textwrap.dedent(body)
+    process = script(path, "import os, signal; os.setsid()\n" + source)
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    for pid in [process.pid]:
+        time.sleep(1.0)
+        os.killpg(pid, signal.SIGINT)
+    assert process.stdout.readline() == "20 []\n"
+    process.wait(30)
+    assert process.returncode == 0 and gone(pids)
+    process.stdout.close()
