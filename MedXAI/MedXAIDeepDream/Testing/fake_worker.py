@@ -1,0 +1,126 @@
+"""The real worker process with an engine that needs no torch: it plays a dream. ``MEDXAI_FAKE`` chooses how it goes.
+
+``quick`` (default), ``slow`` (100 steps of 50 ms), ``hang`` (one step that never ends), ``error`` (refuses in a sentence) and
+``die`` (ends itself at step 3).
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+for path in (str(HERE), str(HERE.parents[2])):
+    if path not in sys.path:
+        sys.path.insert(0, path)
+
+
+class Engine:
+    """Plays what `MedXAILib.worker.server.Engine` does."""
+
+    def environment(self):
+        return {"versions": {"torch": "0.0 (fake)"}, "devices": [{"name": "cpu", "title": "Fake CPU"}]}
+
+    def describe(self, folder):
+        return {
+            "name": Path(folder).name,
+            "parameters": 1234,
+            "layers": [{"name": "conv", "kind": "conv3d", "shape": [1, 4, 8, 8, 8]}],
+        }
+
+    def load(self, folder, device, trusted):
+        from MedXAILib.package import Package
+
+        return Package.read(folder)
+
+    def size(self, model):
+        return 1 << 20
+
+    def settings(self, method, values):
+        from MedXAILib.settings import METHODS
+
+        return METHODS[method].from_json(values)
+
+    def explain(self, method, model, volumes, settings, segment):
+        return dream(model, volumes, settings, segment, os.environ.get("MEDXAI_FAKE", "quick"))
+
+    def release(self):
+        pass
+
+
+def dream(package, volumes, settings, segment, way):
+    """Brightens a ball around the voxel, one grey value of a hundred per step."""
+    import numpy as np
+
+    from MedXAILib.errors import MedXAIError
+    from MedXAILib.explanation import Curve, Explanation, Layer, Patch, Point, Sequence, Step, Table
+
+    volume = volumes[0]
+    start = volume.array.astype(np.float32)
+    if way == "error":
+        raise MedXAIError("The fake worker refuses; this is its one sentence.", hint="Nothing to do.")
+    point = volume.voxel(settings.neuron_ras) if settings.neuron_ras else tuple(n // 2 for n in volume.shape)
+    if segment is not None and settings.neuron_ras is None:
+        point = tuple(int(v.mean() + 0.5) for v in np.nonzero(segment.array))
+    low = tuple(max(0, p - 12) for p in point)
+    high = tuple(min(n, p + 13) for p, n in zip(point, volume.shape))
+    box = tuple(slice(a, b) for a, b in zip(low, high))
+    ball = sum(((g - p) ** 2 for g, p in zip(np.ogrid[box], point)), np.zeros(1)) <= 10**2
+    steps = min(settings.steps, 100)
+    scale = float(start.std()) or 1.0
+    image, first = start.copy(), True
+    frames, masks, rows = [], [], []
+    began = time.perf_counter()
+
+    def previews():
+        nonlocal first
+        whole, first = first, False
+        mask = Patch(ball.astype(np.uint8), low)
+        if whole:
+            return {"dream": volume.with_array(image, "dream"), "mask": mask}
+        return {"dream": Patch(image[box], low), "mask": mask}
+
+    for step in range(steps + 1):
+        while way == "hang" and step == 1:
+            time.sleep(1)
+        if way == "die" and step == 3:
+            os._exit(3)
+        if way == "slow":
+            time.sleep(0.05)
+        image[box] = start[box] + ball * scale * step / steps
+        response = -3 + 9 * step / steps
+        rows.append((step, response, float(image[box].mean())))
+        frames.append((step, volume.with_array(image, "dream").crop(low, high)))
+        frames[-1] = (step, frames[-1][1].with_array(frames[-1][1].array.copy()))
+        masks.append((step, frames[-1][1].with_array(ball.astype(np.uint8))))
+        values = {"response": response, "firstorder_Mean": rows[-1][2]}
+        yield Step(step / (steps + 1), f"Step {step} of {steps}", (Point("curves", step, values),), previews)
+    whole = np.zeros(volume.shape, np.uint8)
+    whole[box] = ball
+    table = np.array(rows)
+    curve = Curve(
+        "DeepDream", "step", {"step": table[:, 0], "response": table[:, 1], "firstorder_Mean": table[:, 2]}, "Step", "Response",
+        shown=("response",),
+    )  # fmt: skip
+    return Explanation(
+        "dream", "DeepDream (played)",
+        maps={"dream": Layer(volume.with_array(image, "dream"), "image", "Dream"),
+              "change": Layer(volume.with_array(image - start, "change"), "signed", "Change")},
+        masks={"mask": volume.with_array(whole, "mask")},
+        curves={"curves": curve},
+        tables={"verdicts": Table("Verdicts", {"feature": ["firstorder_Mean"], "verdict": ["entered"]})},
+        sequences={"steps": Sequence("Dream", frames), "mask-steps": Sequence("Mask", masks, "mask")},
+        scores={"response_end": float(table[-1, 1])},
+        self_checks={"response_rose": {"value": 9.0, "passed": True, "meaning": "It rose."}},
+        notes=["This dream was played, not computed."],
+        provenance={"method": "dream", "settings": settings.to_json(), "model": {"name": package.name, "sha256": package.sha256},
+                    "neuron_ras": list(volume.index_to_ras(point)), "neuron_ijk": list(point[::-1]), "device": "fake",
+                    "seconds": time.perf_counter() - began, "versions": {"torch": "0.0 (fake)"}},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    from MedXAILib.worker import __main__ as worker
+
+    sys.argv[1:] = ["--engine", "fake_worker:Engine"]
+    worker.main()

@@ -1,0 +1,158 @@
+"""What the in-Slicer tests share: the event loop, models, volumes, and a worker that plays."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import qt
+import slicer
+import vtk
+
+HERE = Path(__file__).resolve().parent
+
+
+def turn(seconds: float = 0.0):
+    """Let the application's event loop run for a while, as it does when nobody tests."""
+    loop = qt.QEventLoop()
+    qt.QTimer.singleShot(max(0, int(seconds * 1000)), loop.quit)
+    loop.exec_()
+
+
+def waitFor(condition, seconds: float = 20.0) -> bool:
+    """Run the event loop until something is so."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        turn(0.02)
+    return bool(condition())
+
+
+class Heartbeat:
+    """Measures how long the window was not served: a timer that should tick every 10 ms."""
+
+    def __init__(self):
+        self.gaps, self._last = [], None
+        self._timer = qt.QTimer()
+        self._timer.interval = 10
+        self._timer.connect("timeout()", self._tick)
+
+    def _tick(self):
+        now = time.perf_counter()
+        if self._last is not None:
+            self.gaps.append(now - self._last)
+        self._last = now
+
+    def __enter__(self):
+        self._last = None
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_):
+        self._timer.stop()
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest turn."""
+        return max(self.gaps, default=0.0)
+
+
+def addVolume(shape=(24, 32, 40), name="CT of somebody", seed=0):
+    """A volume node with an oblique, anisotropic grid."""
+    array = np.random.default_rng(seed).normal(0, 100, shape).astype(np.int16)
+    matrix = vtk.vtkMatrix4x4()
+    matrix.DeepCopy((-0.9, 0.1, 0, 60, 0.1, -1.1, 0, 70, 0, 0, 2.5, -30, 0, 0, 0, 1))
+    node = slicer.util.addVolumeFromArray(array, ijkToRAS=matrix, name=name)
+    slicer.util.setSliceViewerLayers(background=node)
+    return node
+
+
+def writeModel(folder: Path, name="Played organ", weights=b"played", suffix=".safetensors", **changes) -> Path:
+    """A package that no real worker could load, and the fake one does not need to."""
+    folder.mkdir(parents=True)
+    (folder / f"weights{suffix}").write_bytes(weights)
+    fields = {
+        "schema": 1, "name": name, "task": "segmentation", "weights": f"weights{suffix}",
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "input": {"spatial_dims": 3, "channels": ["CT"], "orientation": None, "spacing": None, "size": None,
+                  "multiple_of": None, "intensity": {"kind": "none"}},
+        "output": {"labels": ["background", "liver", "organ"], "activation": "softmax"},
+    }  # fmt: skip
+    if suffix == ".safetensors":
+        fields["network"] = {"name": "UNet", "arguments": {}}
+    fields.update(changes)
+    (folder / "model.json").write_text(json.dumps(fields))
+    return folder
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return os.name == "nt" or not Path("/proc").is_dir()
+
+
+def group(pid: int) -> list[int]:
+    """Every process of the group that a worker leads."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _parent, leader = stat.read_text().rsplit(")", 1)[1].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(leader) == pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def sceneState() -> set:
+    """Every node of the scene, by id and name; what a cancelled run must leave as it was."""
+    scene = slicer.mrmlScene
+    nodes = (scene.GetNthNode(n) for n in range(scene.GetNumberOfNodes()))
+    return {(node.GetID(), node.GetName()) for node in nodes}
+
+
+class PlayedWorker:
+    """Makes the panels use the fake worker, with models and trust of its own; everything is put back by ``stop``."""
+
+    KEYS = ("MedXAI/Models", "MedXAI/Trusted")
+
+    def __init__(self, way="quick", samples=False):
+        from MedXAILib.panel import worker_session
+        from MedXAILib.worker.launch import Launch
+
+        self.folder = Path(tempfile.mkdtemp(prefix="MedXAI-test-"))
+        self.way = way
+        self._session, self._choose = worker_session, worker_session.chooseLaunch
+        worker_session.closeSession()
+
+        def choose():
+            how = self._choose()
+            return Launch(how.program, (str(HERE / "fake_worker.py"),), {**how.environment, "MEDXAI_FAKE": self.way})
+
+        worker_session.chooseLaunch = choose
+        settings = slicer.app.userSettings()
+        self._before = {key: settings.value(key) for key in self.KEYS}
+        for key in self.KEYS:
+            settings.remove(key)
+
+    def stop(self):
+        """Put settings back and end the worker."""
+        self._session.closeSession()
+        self._session.chooseLaunch = self._choose
+        settings = slicer.app.userSettings()
+        for key, value in self._before.items():
+            settings.remove(key)
+            if value is not None:
+                settings.setValue(key, value)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,263 @@
+"""What to do with a finished run: scrub its steps, show its chart, repeat it, remove it."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from ..scene import charts, layers, remove, repeat
+from ..scene.nodes import NAME, RUN, children, hierarchy
+
+CHART_LAYOUT = 36  # conventional views with a chart (vtkMRMLLayoutNode::SlicerLayoutConventionalPlotView)
+
+
+class ResultSection(VTKObservationMixin):
+    """The section for the runs of one method.
+
+    Parameters
+    ----------
+    layout : qt.QVBoxLayout
+        Where it goes.
+    method : str
+        Only its runs are listed.
+    onRepeat : callable
+        Called with what `scene.repeat.provenance` gives.
+    onMessage : callable
+        Called with a sentence to show.
+    """
+
+    def __init__(self, layout, method: str, onRepeat, onMessage):
+        super().__init__()
+        self._method, self._onRepeat, self._onMessage = method, onRepeat, onMessage
+        self._layoutBefore = None
+        self._browser = None
+        self._updating = False
+        self.folders: list[int] = []
+
+        self.runCombo = qt.QComboBox()
+        self.runCombo.objectName = "runCombo"
+        self.runCombo.toolTip = _("The runs in this scene, the newest first.")
+        self.runCombo.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Fixed)
+        self.runCombo.connect("currentIndexChanged(int)", lambda _index: self._choose())
+        layout.addWidget(self.runCombo)
+
+        steps = qt.QHBoxLayout()
+        self.stepLabel = qt.QLabel(_("Step:"))
+        self.stepSlider = qt.QSlider(qt.Qt.Horizontal)
+        self.stepSlider.objectName = "stepSlider"
+        self.stepSlider.toolTip = _("Scrub through the steps that were kept; the slice views follow.")
+        self.stepSlider.connect("valueChanged(int)", self._scrub)
+        self.playButton = qt.QToolButton()
+        self.playButton.text = "▶"
+        self.playButton.checkable = True
+        self.playButton.toolTip = _("Play the steps.")
+        self.playButton.connect("toggled(bool)", self._play)
+        steps.addWidget(self.stepLabel)
+        steps.addWidget(self.stepSlider, 1)
+        steps.addWidget(self.playButton)
+        layout.addLayout(steps)
+
+        first, second = qt.QHBoxLayout(), qt.QHBoxLayout()
+        self.chartButton = self._button(first, _("Show chart"), _("Shows the curves beside the slice views; press again for your own layout."), self._chart)  # fmt: skip
+        self.chartButton.checkable = True
+        self.showButton = self._button(first, _("Show in views"), _("Puts this run's layers into the slice views; zoom and slice stay."), self.show)  # fmt: skip
+        self.repeatButton = self._button(second, _("Repeat this run"), _("Fills the panel with this run's volume, model, voxel and settings."), self._repeat)  # fmt: skip
+        self.removeButton = self._button(second, _("Remove run"), _("Takes everything of this run out of the scene; volumes and models stay."), self._remove)  # fmt: skip
+        layout.addLayout(first)
+        layout.addLayout(second)
+
+        self.notesLabel = qt.QLabel()
+        self.notesLabel.objectName = "notesLabel"
+        self.notesLabel.wordWrap = True
+        self.notesLabel.textInteractionFlags = qt.Qt.TextSelectableByMouse
+        layout.addWidget(self.notesLabel)
+
+        # Many nodes come and go at once; the list is made again once they have.
+        self._soon = qt.QTimer()
+        self._soon.singleShot = True
+        self._soon.interval = 100
+        self._soon.connect("timeout()", self.refresh)
+        self.observe()
+
+    def _button(self, layout, text, toolTip, slot):
+        button = qt.QPushButton(text)
+        button.toolTip = toolTip
+        button.connect("clicked(bool)", lambda _checked=False: slot())
+        layout.addWidget(button)
+        return button
+
+    # -- the list of runs --------------------------------------------------------------------------------------------------
+
+    def observe(self):
+        """Follow the runs of the scene (again, after it was closed)."""
+        self.removeObservers(self._onHierarchy)
+        tree = hierarchy(slicer.mrmlScene)
+        for event in (
+            tree.SubjectHierarchyItemAddedEvent,
+            tree.SubjectHierarchyItemRemovedEvent,
+            tree.SubjectHierarchyItemModifiedEvent,
+        ):
+            self.addObserver(tree, event, self._onHierarchy)
+        self.refresh()
+
+    def stop(self):
+        """The panel goes away."""
+        self._soon.stop()
+        self._observeBrowser(None)
+        self.removeObservers()
+
+    def _onHierarchy(self, _caller, _event):
+        if not self._soon.active:
+            self._soon.start()
+
+    def refresh(self, choose: int = 0):
+        """List the runs again; ``choose`` is the folder to choose."""
+        tree = hierarchy(slicer.mrmlScene)
+        chosen = choose or self.folder
+        found = [
+            item for item in children(slicer.mrmlScene, tree.GetSceneItemID())
+            if tree.GetItemAttribute(item, RUN) and tree.GetItemAttribute(item, "MedXAI.Method") == self._method
+        ]  # fmt: skip
+        self.folders = sorted(found, reverse=True)
+        self._updating = True
+        self.runCombo.clear()
+        for item in self.folders:
+            self.runCombo.addItem(tree.GetItemName(item))
+        if not self.folders:
+            self.runCombo.addItem(_("No run yet"))
+        self.runCombo.setCurrentIndex(self.folders.index(chosen) if chosen in self.folders else 0)
+        self._updating = False
+        self._choose()
+
+    @property
+    def folder(self) -> int:
+        """The chosen run's folder (its item); 0 when there is none."""
+        index = self.runCombo.currentIndex
+        return self.folders[index] if 0 <= index < len(self.folders) else 0
+
+    def nodes(self, className: str = "vtkMRMLNode") -> list:
+        """The chosen run's nodes of a class."""
+        if not self.folder:
+            return []
+        run = remove.run_of(slicer.mrmlScene, self.folder)
+        return [node for node in remove.nodes_of(slicer.mrmlScene, run) if node.IsA(className)]
+
+    def _choose(self):
+        if self._updating:
+            return
+        browsers = self.nodes("vtkMRMLSequenceBrowserNode")
+        self._observeBrowser(browsers[0] if browsers else None)
+        known = bool(self.folder)
+        for widget in (self.runCombo, self.repeatButton, self.removeButton, self.showButton):
+            widget.enabled = known
+        self.chartButton.enabled = bool(self.nodes("vtkMRMLPlotChartNode")) or self._layoutBefore is not None
+        self.notesLabel.text = self._notes()
+        self.notesLabel.visible = bool(self.notesLabel.text)
+
+    def _notes(self) -> str:
+        if not self.folder:
+            return ""
+        about = next((n for n in self.nodes("vtkMRMLTextNode") if n.GetAttribute(NAME) == "about"), None)
+        return reading(about.GetText()) if about is not None else ""
+
+    # -- steps ---------------------------------------------------------------------------------------------------------------
+
+    def _observeBrowser(self, browser):
+        if browser is not self._browser:
+            if self._browser is not None:
+                self.removeObservers(self._onBrowser)
+            self._browser = browser
+            if browser is not None:
+                self.addObserver(browser, vtk.vtkCommand.ModifiedEvent, self._onBrowser)
+        self._onBrowser()
+
+    def _onBrowser(self, _caller=None, _event=None):
+        browser = self._browser
+        items = browser.GetNumberOfItems() if browser is not None else 0
+        self._updating = True
+        self.stepSlider.enabled = self.playButton.enabled = items > 1
+        self.stepSlider.setRange(0, max(0, items - 1))
+        if items:
+            item = browser.GetSelectedItemNumber()
+            self.stepSlider.value = item
+            step = browser.GetMasterSequenceNode().GetNthIndexValue(item) if 0 <= item < items else ""
+            last = browser.GetMasterSequenceNode().GetNthIndexValue(items - 1)
+            self.stepLabel.text = _("Step {step} of {last}").format(step=step, last=last)
+            self.playButton.checked = browser.GetPlaybackActive()
+        else:
+            self.stepLabel.text = _("Step:")
+            self.playButton.checked = False
+        self._updating = False
+
+    def _scrub(self, item):
+        if self._browser is not None and not self._updating:
+            self._browser.SetSelectedItemNumber(item)
+
+    def _play(self, on):
+        if self._browser is not None and not self._updating:
+            if on and self._browser.GetSelectedItemNumber() == self._browser.GetNumberOfItems() - 1:
+                self._browser.SetSelectedItemNumber(0)
+            self._browser.SetPlaybackActive(on)
+
+    # -- buttons ---------------------------------------------------------------------------------------------------------------
+
+    def _chart(self):
+        """The layout changes only here, because somebody pressed, and goes back to what it was."""
+        manager = slicer.app.layoutManager()
+        if manager is None:
+            return
+        if self._layoutBefore is None:
+            self._layoutBefore = manager.layout
+            manager.setLayout(CHART_LAYOUT)
+            self.showChart()
+        else:
+            manager.setLayout(self._layoutBefore)
+            self._layoutBefore = None
+        self.chartButton.checked = self._layoutBefore is not None
+        self.chartButton.text = _("Hide chart") if self._layoutBefore is not None else _("Show chart")
+
+    def showChart(self):
+        """The chosen run's chart in the chart views there are: the normalised curves where a reference was given."""
+        found = {node.GetAttribute(NAME): node for node in self.nodes("vtkMRMLPlotChartNode")}
+        chart = found.get("normalized") or next(iter(found.values()), None)
+        if chart is not None:
+            charts.show_chart(slicer.mrmlScene, chart)
+
+    def show(self):
+        """This run's layers in the slice views."""
+        if not self.folder:
+            return
+        known = repeat.provenance(slicer.mrmlScene, self.folder)
+        volumes = [n for n in self.nodes("vtkMRMLScalarVolumeNode") if not n.IsA("vtkMRMLLabelMapVolumeNode")]
+        masks = self.nodes("vtkMRMLLabelMapVolumeNode")
+        shown = next((n for n in volumes if "(step)" in (n.GetAttribute(NAME) or "")), volumes[0] if volumes else None)
+        background = known["inputs"][0] if known["inputs"] else None
+        layers.show(slicer.mrmlScene, background, shown, layers.OPAQUE, masks[0] if masks else None)
+        self.showChart()
+
+    def _repeat(self):
+        if self.folder:
+            self._onRepeat(repeat.provenance(slicer.mrmlScene, self.folder))
+
+    def _remove(self):
+        if self.folder:
+            name = hierarchy(slicer.mrmlScene).GetItemName(self.folder)
+            self._observeBrowser(None)
+            remove.remove(slicer.mrmlScene, self.folder)
+            self.refresh()
+            self._onMessage(_("'{name}' was removed from the scene.").format(name=name))
+
+
+def reading(text: str) -> str:
+    """What a reader must see of a run's own words: its notes, and the self-checks that failed."""
+    section, found = "", []
+    lines = text.split("\n")
+    for line, below in zip(lines, [*lines[1:], ""]):
+        if below and set(below) <= {"-"}:
+            section = line
+        elif line.startswith("- ") and (section == "Notes" or (section == "Self-checks" and "(FAILED)" in line)):
+            found.append("• " + line[2:])
+    return "\n".join(found)

@@ -1,0 +1,99 @@
+"""Draws the extension's and the modules' icons: ``python Resources/Icons/draw.py``."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import Circle, Ellipse, FancyBboxPatch, Polygon
+
+ROOT = Path(__file__).resolve().parents[2]
+INK, PAPER, BLUE, HOT = "#16263d", "#f4f6f8", "#3f7fc1", "#f08c2e"
+
+
+def canvas():
+    """A transparent square from 0 to 1 that is saved as 128 x 128 pixels."""
+    figure = plt.figure(figsize=(1.28, 1.28), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.axis("off")
+    return figure, axes
+
+
+def save(figure, path):
+    """Write the drawing."""
+    path = ROOT / path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, transparent=True, metadata={"Software": None})
+    plt.close(figure)
+
+
+def tile(axes, colour=INK):
+    """The rounded ground every icon has, so that it reads on a light and on a dark theme."""
+    axes.add_patch(
+        FancyBboxPatch((0.09, 0.09), 0.82, 0.82, boxstyle="round,pad=0.07,rounding_size=0.16", fc=colour, ec="none")
+    )
+
+
+def glow(axes, x, y, radius, inside):
+    """A heat spot that fades into the ground."""
+    v, u = np.mgrid[0:1:256j, 0:1:256j]
+    heat = np.exp(-(((u - x) ** 2 + (v - y) ** 2) / (2 * radius**2)))
+    colours = plt.get_cmap("inferno")(0.25 + 0.7 * heat)
+    colours[..., 3] = np.clip((heat - 0.08) * 2.2, 0, 1)
+    image = axes.imshow(colours, extent=(0, 1, 0, 1), origin="lower", interpolation="bilinear", zorder=3)
+    image.set_clip_path(inside)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+
+
+def extension():
+    """A section of a head, one hot spot in it, and the lens that looks at it."""
+    figure, axes = canvas()
+    tile(axes)
+    head = Ellipse((0.46, 0.54), 0.60, 0.70, fc="#8d99a8", ec=PAPER, lw=3.2, zorder=2)
+    axes.add_patch(head)
+    axes.plot([0.46, 0.46], [0.24, 0.85], color="#6d7a8a", lw=1.6, zorder=2.5)
+    glow(axes, 0.58, 0.47, 0.10, head)
+    axes.add_patch(Circle((0.60, 0.45), 0.19, fc="none", ec=HOT, lw=5, zorder=5))
+    axes.plot([0.74, 0.88], [0.31, 0.14], color=HOT, lw=8, solid_capstyle="round", zorder=5)
+    save(figure, "Resources/MedXAI.png")
+
+
+def deep_dream():
+    """Steps that climb to a hot spot."""
+    figure, axes = canvas()
+    tile(axes)
+    ground = FancyBboxPatch(
+        (0.09, 0.09), 0.82, 0.82, boxstyle="round,pad=0.07,rounding_size=0.16", fc="none", ec="none"
+    )
+    axes.add_patch(ground)
+    glow(axes, 0.68, 0.70, 0.13, ground)
+    for radius, alpha in ((0.16, 1.0), (0.25, 0.75), (0.34, 0.5)):
+        axes.add_patch(
+            Circle((0.68, 0.70), radius, fc="none", ec=PAPER, lw=2.4, alpha=alpha, zorder=2, clip_path=ground)
+        )
+    x = np.linspace(0.13, 0.60, 60)
+    y = 0.16 + 0.42 / (1 + np.exp(-(x - 0.38) * 14))
+    axes.plot(x, y, color=PAPER, lw=6, solid_capstyle="round", zorder=6)
+    axes.add_patch(Polygon([(0.56, 0.67), (0.69, 0.60), (0.57, 0.50)], closed=True, fc=PAPER, ec="none", zorder=6))
+    save(figure, "MedXAI/MedXAIDeepDream/Resources/Icons/MedXAIDeepDream.png")
+
+
+def models():
+    """Layers of a network in a folder's place: a stack of planes."""
+    figure, axes = canvas()
+    tile(axes)
+    for y, colour in ((0.27, "#7d8da1"), (0.45, BLUE), (0.63, HOT)):
+        plane = [(0.13, y), (0.50, y - 0.14), (0.87, y), (0.50, y + 0.14)]
+        axes.add_patch(Polygon(plane, closed=True, fc=colour, ec=PAPER, lw=2.6, joinstyle="round"))
+    axes.add_patch(Circle((0.50, 0.84), 0.045, fc=PAPER, ec="none"))
+    axes.plot([0.50, 0.50], [0.66, 0.82], color=PAPER, lw=2.6)
+    save(figure, "MedXAI/MedXAIModels/Resources/Icons/MedXAIModels.png")
+
+
+if __name__ == "__main__":
+    extension()
+    deep_dream()
+    models()
