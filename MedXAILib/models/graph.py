@@ -161,17 +161,21 @@ def count_parameters(model: Model) -> int:
 def small(model: Model) -> tuple[fx.GraphModule, tuple[int, ...]]:
     """The graph at the smallest of a few sizes that the network takes, and that spatial size. Nothing is computed."""
     about = model.package.input
+    if model.small_graph is not None:
+        return model.small_graph
     if about.size is not None and about.fit != "window":
         sizes = [about.size]
     else:
-        sizes = [tuple(-(-n // m) * m for m in about.multiple_of) for n in (16, 32, 64, 96, 128)]
+        # Different along each axis, so that no axis can be taken for another.
+        sizes = [tuple(-(-n * (at + 1) // m) * m for at, m in enumerate(about.multiple_of)) for n in (16, 32, 64, 96)]
         sizes = [*dict.fromkeys(sizes), *([about.size] if about.size else [])]
     trouble = None
     with model.frozen():
         for size in sizes:
+            shape = (1, len(about.channels), *size)
             try:
-                shape = (1, len(about.channels), *size)
-                return trace_shapes(model.module, shape, model.device, model.package.name), size
+                model.small_graph = trace_shapes(model.module, shape, model.device, model.package.name), size
+                return model.small_graph
             except MedXAIError as error:
                 trouble = error
     raise trouble

@@ -38,6 +38,7 @@ class Model:
         self.module = module
         self.device = torch.device(device)
         self._holders, self._before, self._lock = 0, None, threading.Lock()
+        self.small_graph = None
         self._graphs: dict = {}
         self._fields: dict = {}
         self._costs: dict = {}
@@ -86,7 +87,7 @@ class Model:
             )
         try:
             with torch.autocast(x.device.type, enabled=False):
-                output = self.module(x)
+                output = self.module(x.clone())  # some networks change their input in place
         except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
             raise self._refusal(error, x) from error
         output = self._checked(self._pick(output).float(), x)

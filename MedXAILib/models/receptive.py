@@ -102,6 +102,10 @@ class Axis:
             high.append(max(a[1], b[1]))
         return Axis(period, period // self.period * self.step, tuple(low), tuple(high))
 
+    def needs(self, size: int) -> int:
+        """The smallest input size that gives ``size`` positions."""
+        return -(-(size - self.extra) * self.step // self.period)
+
     def present(self, extra: int) -> Axis:
         """With the intervals widened so that a crop that holds them also has the position itself."""
         places = range(self.period)
@@ -121,6 +125,7 @@ class Place:
     nodes: tuple[fx.Node, ...]
     dims: int
     grids: dict[fx.Node, Grid | None]
+    least: list[int]  # per axis, the smallest input size that the network can compute on; rules raise it
     name: str = ""
 
     def __post_init__(self):
@@ -150,6 +155,10 @@ class Place:
     def refuse(self, why: str) -> Refused:
         """The refusal, naming this node."""
         return Refused(f"the layer '{self.nodes[0].name}' {why}")
+
+    def require(self, at: int, axis: Axis, size: int) -> None:
+        """The operation needs ``size`` positions of ``axis``."""
+        self.least[at] = max(self.least[at], axis.needs(size))
 
     def same(self, *names: str) -> None:
         """Refuse arguments that differ between sizes."""
@@ -201,18 +210,18 @@ def _analyse(model: Model, shape: tuple[int, ...]):
             )
 
     first, size = graph.small(model)
-    grids = _walk([first], [size], key, dims, RULES, None)
+    grids = _walk([first], [size], key, dims, RULES, None, [1] * dims)
     stride = _stride(grids, dims)
     unit = [math.lcm(a, b) for a, b in zip(stride, multiple)]
-    least = [max(2, -(-n // u)) for n, u in zip(size, unit)]
     # All sizes differ, between axes and between traces, so that no axis can be taken for another.
-    one = tuple(u * (n + at) for at, (u, n) in enumerate(zip(unit, least)))
-    two = tuple(
-        u * (n + (at + 1) % dims + (dims if at == dims - 1 else 0)) for at, (u, n) in enumerate(zip(unit, least))
-    )
-    sizes = [one, two, shape]
-    graphs = [traced(size) for size in sizes]
-    grids = _walk(graphs, sizes, key, dims, RULES, stride)
+    largest = max(unit)
+    if any(n % u for n, u in zip(size, unit)) or len(set(size)) < dims:
+        size = tuple(-(-(n + at * largest) // u) * u for at, (n, u) in enumerate(zip(size, unit)))
+        first = traced(size)
+    other = tuple(-(-(max(size) + (at + 1) * largest) // u) * u for at, u in enumerate(unit))
+    sizes, least = [size, other, shape], [1] * dims
+    graphs = [first, traced(other), traced(shape)]
+    grids = _walk(graphs, sizes, key, dims, RULES, stride, least)
     if _stride(grids, dims) != stride:
         raise Refused("its total stride depends on the volume's size")
     answer = grids[graph.picked(graphs[0], key)]
@@ -221,9 +230,12 @@ def _analyse(model: Model, shape: tuple[int, ...]):
     for axis in answer:
         if axis.period != axis.step or axis.extra:
             raise Refused("its output does not have the grid of its input")
-    radius = tuple(
-        (max(0, *(p - v for p, v in enumerate(axis.low))), max(0, *(v - p for p, v in enumerate(axis.high))))
-        for axis in answer
+    radius = tuple(  # at least so large that a crop in a corner can still be computed
+        (
+            max(need - 1, *(p - v for p, v in enumerate(axis.low))),
+            max(need - 1, *(v - p for p, v in enumerate(axis.high))),
+        )
+        for axis, need in zip(answer, least)
     )
     return radius, stride
 
@@ -232,10 +244,11 @@ def _stride(grids: dict, dims: int) -> tuple[int, ...]:
     return tuple(math.lcm(*(grid[at].step for grid in grids.values() if grid is not None)) for at in range(dims))
 
 
-def _walk(graphs, sizes, key, dims, rules, stride) -> dict[fx.Node, Grid | None]:
+def _walk(graphs, sizes, key, dims, rules, stride, least) -> dict[fx.Node, Grid | None]:
     """What is known of every node that the answer needs, in the graphs traced at ``sizes`` together.
 
-    Without ``stride`` (not yet known) sizes are not checked. With it, the first two sizes are multiples of it.
+    Without ``stride`` (not yet known) sizes are not checked. With it, the first two sizes are multiples of it. ``least`` is
+    raised to the smallest size that the network can compute on.
     """
     lists = [list(one.graph.nodes) for one in graphs]
     if len({len(nodes) for nodes in lists}) != 1:
@@ -257,7 +270,7 @@ def _walk(graphs, sizes, key, dims, rules, stride) -> dict[fx.Node, Grid | None]
             _same_constant(nodes, graphs)
             grids[node] = None
         else:
-            place = Place(nodes, dims, grids)
+            place = Place(nodes, dims, grids, least)
             if not place.inputs:
                 _constant(place)
                 grids[node] = None
@@ -302,6 +315,7 @@ def _checked(place: Place, grid: Grid, sizes, stride) -> Grid:
         if stride is not None and (found[0] != found[1] or found[2] < found[0]):
             raise place.refuse(f"({place.name}) has a size that does not follow the volume's")
         result.append(axis.present(found[0]))
+        place.require(at, result[-1], 1)
     return tuple(result)
 
 
@@ -326,8 +340,15 @@ def _refuse_aliasing(node: fx.Node, grids, dims) -> None:
     if not name.endswith("_") or name.startswith("_") or not node.args or not isinstance(node.args[0], fx.Node):
         return
     changed = node.args[0]
-    viewed = any(_is_view(user) for user in changed.users if user is not node)
-    if _is_view(changed) or (viewed and len(node.all_input_nodes) > 1):
+    if sum(source.op != "get_attr" for source in node.all_input_nodes) > 1:
+        wrong = _is_view(changed) or any(_is_view(user) for user in changed.users if user is not node)
+    else:  # by its own values only: what sees the same memory keeps its reach, if all of each spatial axis is changed
+        wrong, base = False, changed
+        while _is_view(base) and base.all_input_nodes and not wrong:
+            before, after = graph.shape_of(base.all_input_nodes[0]), graph.shape_of(base)
+            wrong = before is None or after is None or before[-dims:] != after[-dims:]
+            base = base.all_input_nodes[0]
+    if wrong:
         raise Refused(f"the layer '{node.name}' ({name}) changes a part of an array in place")
 
 

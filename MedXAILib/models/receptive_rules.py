@@ -91,19 +91,16 @@ def _same_space(place: Place, node: fx.Node) -> None:
 def pointwise(place: Place) -> Grid:
     """Every output position reads its own place in every input."""
     _unchanged(place)
-    answer = place.shapes()[0]
     result = None
     for node in place.nodes[0].all_input_nodes:
-        shape = graph.shape_of(node)
-        space = (
-            (1,) * place.dims if place.name in ("prelu", "_prelu_kernel") and len(shape) == 1 else shape[-place.dims :]
-        )
-        if place.grids[node] is None:
-            if any(n != 1 for n in space):
+        for shape, answer in zip(place.shapes(node), place.shapes()):
+            per_channel = place.name in ("prelu", "_prelu_kernel") and len(shape) == 1
+            space = (1,) * place.dims if per_channel else shape[-place.dims :]
+            if place.grids[node] is None and any(n != 1 for n in space):
                 raise place.refuse(f"({place.name}) has a constant for every place")
-        elif len(shape) < place.dims or space != answer[-place.dims :]:
-            raise place.refuse(f"({place.name}) spreads one value over an axis")
-        else:
+            if place.grids[node] is not None and (len(shape) < place.dims or space != answer[-place.dims :]):
+                raise place.refuse(f"({place.name}) spreads one value over an axis")
+        if place.grids[node] is not None:
             result = join(place, result, place.grids[node])
     return result
 
@@ -201,7 +198,7 @@ def over_channels(place: Place) -> Grid:
 
 
 @rule(
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "permute", "transpose", "movedim",
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "repeat", "tile", "permute", "transpose", "movedim",
     "swapaxes",
 )  # fmt: skip
 def rearranges(place: Place) -> Grid:
@@ -306,6 +303,9 @@ def pads(place: Place) -> Grid:
         right = max(0, *(pair[1] for pair in pairs))
         reach = {"c": 0, "r": 2 if mode.startswith("refl") else 1}[mode[0]]
         below, above = reach * right, reach * max(0, left)
+        # A reflection needs more voxels than it repeats, and a cut more than it takes away.
+        inside = max(left, right) + 1 if reach == 2 else 1
+        place.require(at, grid[at], inside + sum(max(0, -n) for n in (left, min(pair[1] for pair in pairs))))
         grid[at] = grid[at].read(1, 1, lambda o, a=left, b=below, c=above: (o - a - b, o - a + c))
     return tuple(grid)
 
