@@ -103,11 +103,8 @@ def _farthest(points, spacing, reach):
         pairs.append(np.stack(np.nonzero(square >= least)) + begin)
     first, second = np.concatenate(pairs, axis=1)
     apart = np.abs(at[first] - at[second])
-    gain = apart * reach + reach**2 / 4  # of the squared distance, by a half step of one of the two along an axis
+    # Of the squared distance, by a half step outwards of both along one axis; along two axes it is never more.
     most = (2 * apart * reach + reach**2).max(axis=1)
-    for a in range(len(reach)):
-        for b in range(a):
-            np.maximum(most, gain[:, a] + gain[:, b], out=most)
     return float((np.square(apart).sum(axis=1) + most).max() ** 0.5)
 
 

@@ -103,6 +103,17 @@ def test_an_offer_does_not_wait_and_does_not_keep_the_callers_arrays():
         assert queue.offer(50, *case(3))
 
 
+def test_what_waits_is_bounded_in_bytes_too(monkeypatch):
+    from MedXAILib.features import beside
+
+    image, mask = case(3, size=30)
+    monkeypatch.setattr(beside, "_LIMIT", 3 * image.array.nbytes)
+    with FeatureQueue(["glcm"], processes=1, capacity=100) as queue:
+        taken = [queue.offer(step, image, mask) for step in range(20)]
+        assert 2 <= sum(taken) <= 8 and taken == sorted(taken, reverse=True)
+        assert len(list(queue.finish((n, image, mask) for n in range(20)))) == 20 + sum(taken)
+
+
 def test_what_is_missing_is_read_only_as_there_is_room():
     read = []
 
@@ -230,8 +241,8 @@ def test_children_are_light_single_threaded_and_polite():
             assert "torch" not in maps and "SimpleITK" in maps
 
 
-def script(tmp_path, body, wait=True):
-    """Run a script without a main guard, as a user writes one; it prints the pids of its children."""
+def script(tmp_path, body):
+    """Run a script without a main guard, as a user writes one, in a process group of its own."""
     path = tmp_path / "script.py"
     path.write_text(
         textwrap.dedent(
@@ -247,8 +258,7 @@ def script(tmp_path, body, wait=True):
         ).format(root=str(ROOT), tests=str(Path(__file__).parent))
         + textwrap.dedent(body)
     )
-    process = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True)
-    return process
+    return subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 @posix
@@ -280,23 +290,21 @@ def test_no_child_outlives_its_parent(tmp_path, how):
 def test_ctrl_c_is_the_parents_and_leaves_nothing(tmp_path):
     """Ctrl-C reaches the whole group: the children do not die of it, and the parent's way out ends them."""
     body = """
-        print(*queue.pids, flush=True)
+        pids = queue.pids
+        print(*pids, flush=True)
         try:
             time.sleep(60)
         except KeyboardInterrupt:
-            found = list(queue.finish())  # the children are still at work
-            print(len(found), queue.notes, flush=True)
+            same = pids == queue.pids
+            found = list(queue.finish([(99, *case(99))]))  # the children are still at work
+            print(len(found), queue.notes, same and pids == queue.pids[:2], flush=True)
         queue.close()
     """
-    path = tmp_path / "group"
-    path.mkdir()
-    source = textwrap.dedent(body)
-    process = script(path, "import os, signal; os.setsid()\n" + source)
+    process = script(tmp_path, body)
     pids = [int(pid) for pid in process.stdout.readline().split()]
-    for pid in [process.pid]:
-        time.sleep(1.0)
-        os.killpg(pid, signal.SIGINT)
-    assert process.stdout.readline() == "20 []\n"
+    time.sleep(1.5)  # the children are up
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.readline() == "21 [] True\n"
     process.wait(30)
     assert process.returncode == 0 and gone(pids)
     process.stdout.close()
