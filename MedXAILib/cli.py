@@ -17,14 +17,22 @@ DONE, REFUSED, CANCELLED = 0, 1, 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """Refuses in one line, with the closest option that exists."""
+    """Refuses with one sentence."""
 
     def error(self, message):
-        for word in message.split():
-            if word.startswith("--") and "unrecognized" in message:
-                message = f"There is no option '{word}'{nearest(word, self._option_string_actions)}."
-                break
-        raise MedXAIError(message if message.endswith(".") else f"{message} (see '{self.prog} --help').")
+        raise MedXAIError(f"{message} (see '{self.prog} --help').")
+
+
+def _parse(arguments):
+    """The options; an unknown one is refused with the closest that exists."""
+    options, unknown = _parser().parse_known_args(arguments)
+    for word in unknown:
+        if word.startswith("--"):
+            name = word.split("=")[0]
+            raise MedXAIError(f"There is no option '{name}'{nearest(name, options.parser._option_string_actions)}.")
+    if unknown:
+        raise MedXAIError(f"'{unknown[0]}' is one argument too many (see '{options.parser.prog} --help').")
+    return options
 
 
 def main(arguments=None) -> int:
@@ -32,11 +40,16 @@ def main(arguments=None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    arguments = sys.argv[1:] if arguments is None else [str(a) for a in arguments]
     try:
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
+        options.arguments = arguments
         return options.call(options) or DONE
     except MedXAIError as error:
-        print(f"medxai: {error.message}" + (f" {error.hint}" if error.hint else ""), file=sys.stderr)
+        print(
+            f"medxai: {error.message}" + (f" {error.hint}" if error.hint and error.kind != "untrusted" else ""),
+            file=sys.stderr,
+        )
         return REFUSED
     except KeyboardInterrupt:
         print("medxai: cancelled; nothing was written.", file=sys.stderr)
@@ -63,7 +76,7 @@ def _parser():
     demo = commands.add_parser("demo", help="run the demonstration on a phantom and say where to look")
     demo.add_argument("--output", type=Path, default=Path("demo"), help="a new folder (default: demo)")
     demo.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
-    demo.set_defaults(call=_demo)
+    demo.set_defaults(call=_demo, parser=demo)
     return parser
 
 
@@ -104,7 +117,7 @@ def _method_parser(commands, name, cls):
             group.add_argument(
                 one.option, default=argparse.SUPPRESS, help=shown + default, metavar=one.kind.__name__.upper()
             )
-    parser.set_defaults(call=_method, method=name, settings_class=cls)
+    parser.set_defaults(call=_method, method=name, settings_class=cls, parser=parser)
 
 
 def _models_parser(commands):
@@ -117,7 +130,7 @@ def _models_parser(commands):
     describe.add_argument(
         "--trust", nargs="?", const="", metavar="SHA256", help="also look inside a program (.ts, .pt2)"
     )
-    describe.set_defaults(call=_describe)
+    describe.set_defaults(call=_describe, parser=describe)
 
 
 def _features_parser(commands):
@@ -133,7 +146,7 @@ def _features_parser(commands):
     reference.add_argument("--bin-width", default="25", help="grey-level bin width in units of the volume [25]")
     reference.add_argument("--output", type=Path, required=True, help="a new JSON file")
     reference.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
-    reference.set_defaults(call=_reference)
+    reference.set_defaults(call=_reference, parser=reference)
 
 
 def _train_parser(commands):
@@ -146,7 +159,7 @@ def _train_parser(commands):
     segmentation.add_argument("--steps", type=int, default=None, help="training iterations")
     segmentation.add_argument("--output", type=Path, required=True, help="a new model folder")
     segmentation.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
-    segmentation.set_defaults(call=_train_segmentation)
+    segmentation.set_defaults(call=_train_segmentation, parser=segmentation)
 
 
 def _method(options) -> int:
@@ -165,10 +178,9 @@ def _method(options) -> int:
     from .models import load
 
     model = load(options.model, device=chosen.device, trusted=_trusted(options))
-    arguments = sys.argv[1:]
     progress = _Progress(options.json)
     explanation = progress.drive(REGISTRY[options.method](model, volumes, chosen, segment))
-    explanation.provenance["command"] = ["medxai", *arguments]
+    explanation.provenance["command"] = ["medxai", *options.arguments]
     with output.new_folder(options.output) as folder:
         progress.say(0.99, "Writing")
         left_out = output.write(explanation, volumes, segment, folder, scene=not options.no_scene)

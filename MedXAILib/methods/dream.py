@@ -66,7 +66,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
     label = model.label_index(settings.label)
     volume = volumes[0]
     flat = model.package.input.spatial_dims == 2 or 1 in volume.shape
-    names, reference, notes = _features(settings, 2 if flat else 3)
+    names, reference, notes = _features(settings, 2 if flat else 3, volume.unit)
     inside = None if segment is None else mask_on_grid(segment, volume)
     voxel = None
     if settings.neuron_ras is not None or settings.neuron_ijk is not None:
@@ -322,7 +322,7 @@ def _verdicts(raw, names, reference):
     return Table("Verdicts", columns), z
 
 
-def _features(settings, dimensions):
+def _features(settings, dimensions, unit):
     """Names, reference and notes; without pyradiomics only what needs none of it."""
     notes, reference = [], None
     names = radiomics.resolve(settings.features, dimensions)
@@ -332,6 +332,12 @@ def _features(settings, dimensions):
         names = [n for n in names if n == "line_texture"]
     if settings.reference:
         reference = radiomics.Reference.read(settings.reference)
+        notes += reference.differences(
+            {
+                "ndim": dimensions, "bin_width": settings.bin_width, "line_angle": settings.line_angle,
+                "line_length": settings.line_length, "unit": unit,
+            }
+        )  # fmt: skip
     return names, reference, notes
 
 
