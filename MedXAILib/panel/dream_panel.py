@@ -14,15 +14,16 @@ from ..settings import DreamSettings
 from ..worker.jobs import RunRequest
 from . import environment as environments
 from . import worker_session
+from .application import waitCursor
 from .form import SettingsForm, parameterNodeClass
 from .inputs import VolumeRows
 from .live_run import LiveRun
 from .model_picker import ModelPicker, library
 from .neuron import NeuronRows
 from .results import ResultSection
-from .run_control import RunControl, RunState
+from .run_control import RunControl
+from .run_state import RunState
 from .trust import TrustRow
-from .waiting import waitCursor
 
 METHOD = "dream"
 DreamParameterNode = parameterNodeClass(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 
-import slicer
 import vtk
-from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from ..errors import MedXAIError
-from ..scene import host, remove, write
+from ..scene import host as hosts
+from ..scene import remove, write
 from ..scene.nodes import RUN
-from .run_control import RunState
-from .waiting import waitCursor
+from .application import later, waitCursor
+from .application import tr as _
+from .run_state import RunState
 
 
 class LiveRun(VTKObservationMixin):
@@ -26,14 +26,19 @@ class LiveRun(VTKObservationMixin):
     onFinished : callable
         Called with the folder's item and the explanation once the result is in the scene; with ``(0, None)`` when the run ended
         otherwise.
+    host : Host
+        Where the scene lives; by default the application.
+    later : callable
+        Calls a function once the event loop has finished what it is doing.
     """
 
-    def __init__(self, control, onFinished=lambda folder, explanation: None):
+    def __init__(self, control, onFinished=lambda folder, explanation: None, host=None, later=later):
         super().__init__()
         self.control, self._onFinished = control, onFinished
+        self._host, self._later = host or hosts.current(), later
         self.job = self.run = None
         self._why = ""  # why we stopped it ourselves
-        self._changed = False  # an input was changed while it ran
+        self._begun = []  # the inputs as they were
 
     @property
     def active(self) -> bool:
@@ -61,21 +66,19 @@ class LiveRun(VTKObservationMixin):
         MedXAIError
             When it could not be begun; then nothing is left.
         """
-        self._why, self._changed = "", False
         self.stop("")
+        self._begun = [_state(node) for node in nodes]
         self.job = client.run(request, self._onEvent)
         try:
-            self.run = write.Run(host.current(), nodes, title, segmentation, segmentId)
+            self.run = write.Run(self._host, nodes, title, segmentation, segmentId)
             for name, volume in (first or {}).items():
                 self.run.preview(name, volume)
         except BaseException:
             self.stop("")
             raise
-        scene = slicer.mrmlScene
+        scene = self._host.scene
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneCloses)
         self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeLeaves)
-        for node in nodes:
-            self.addObserver(node, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onInputChanged)
         self.control.setState(RunState.STARTING)
 
     def cancel(self):
@@ -133,7 +136,7 @@ class LiveRun(VTKObservationMixin):
         self.control.setState(RunState.WRITING)
         self.control.repaint()  # it says so before the window is busy for a moment
         explanation = event.explanation
-        if self._changed:
+        if self._begun != [_state(node) for node in self.run.inputs]:
             explanation.notes.append(
                 _(
                     "The volume was changed while the run was going; the result belongs to the volume as it was at the start."
@@ -190,26 +193,29 @@ class LiveRun(VTKObservationMixin):
 
     def _stopSoon(self, why: str):
         """Stop once the scene has finished what it is doing: removing nodes within a removal breaks it."""
-        import qt
-
         if self._why:
             return
         self._why = why
         if self.job is not None and not self.job.finished:
             self.job.cancel()
         job = self.job
-        qt.QTimer.singleShot(0, lambda: self.stop(why) if self.job is job and job is not None else None)
-
-    def _onInputChanged(self, _caller, _event):
-        self._changed = True
+        self._later(lambda: self.stop(why) if self.job is job and job is not None else None)
 
     def _discard(self):
         run, self.run = self.run, None
         self.removeObservers()
         if run is not None:
-            remove.remove(slicer.mrmlScene, run.folder)
+            remove.remove(self._host.scene, run.folder)
 
     def _forget(self):
         """The run is complete: it belongs to the scene now."""
         self.run = self.job = None
         self.removeObservers()
+
+
+def _state(node) -> tuple:
+    """What changes when a volume's voxels or place do."""
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    values = tuple(matrix.GetElement(n // 4, n % 4) for n in range(16))
+    return node.GetImageData().GetPointData().GetScalars().GetMTime(), values, node.GetTransformNodeID()

@@ -13,10 +13,10 @@ from ..errors import MedXAIError
 from ..worker.jobs import RunRequest
 from . import environment as environments
 from . import worker_session
+from .application import waitCursor
 from .model_details import detailsHtml, layersOf
 from .model_picker import library
 from .trust import TrustRow
-from .waiting import waitCursor
 
 PHASES = {
     "stopped": _("not running: it starts with the first run"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import time
 
 import ctk
@@ -11,25 +10,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from .report import diagnostics, duration, timeLeft
-
-
-class RunState(enum.Enum):
-    """Where a run is. Everything the control shows follows from this, the reason and the last progress."""
-
-    IDLE = "idle"
-    STARTING = "starting"
-    QUEUED = "queued"
-    RUNNING = "running"
-    CANCELLING = "cancelling"
-    WRITING = "writing"
-    DONE = "done"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-    @property
-    def active(self) -> bool:
-        """Whether a run is under way."""
-        return self in (RunState.STARTING, RunState.QUEUED, RunState.RUNNING, RunState.CANCELLING, RunState.WRITING)
+from .run_state import RunState
 
 
 class RunControl:

@@ -6,8 +6,8 @@ import qt
 from slicer.i18n import tr as _
 
 from ..errors import MedXAIError
+from .application import waitCursor
 from .model_picker import library
-from .waiting import waitCursor
 
 
 class TrustRow:
