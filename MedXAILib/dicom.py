@@ -82,8 +82,11 @@ def _choose(path, found, series):
 def _headers(folder: Path):
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != "DICOMDIR" and not file.name.startswith("."):
-            with file.open("rb") as stream:
-                marked = stream.read(132)[128:] == b"DICM"
+            try:
+                with file.open("rb") as stream:
+                    marked = stream.read(132)[128:] == b"DICM"
+            except OSError as error:
+                raise MedXAIError(f"'{file}' cannot be read: {error.strerror}.") from None
             if marked or file.suffix.lower() in ("", ".dcm", ".ima"):
                 header = _header(file)
                 if header is not None:
@@ -120,8 +123,13 @@ def _one_file(header: _Header) -> Volume:
     if frames > 1 and header.text("0008|0060") in _FILMS:
         raise MedXAIError(f"'{header.path}' is a film of {frames} frames; save the frame you mean by itself.")
     attributes, unit = _about(header)
-    volume = to_volume(_pixels(header), stem(header.path), header.path, unit, attributes)
-    return Volume(_upright(volume.array, header, attributes), volume.ijk_to_ras, volume.name, unit, attributes)
+    image = _pixels(header)
+    for tag in ("0028|0030", "0018|1164", "0018|2010"):  # ITK knows only one of them for each kind of image
+        spacing = header.numbers(tag)
+        if frames == 1 and spacing is not None and len(spacing) == 2 and (spacing > 0).all():
+            image.SetSpacing([spacing[1], spacing[0], image.GetSpacing()[2]][: image.GetDimension()])
+            break
+    return to_volume(image, stem(header.path), header.path, unit, attributes)
 
 
 def _stack(path, headers) -> Volume:
@@ -177,21 +185,24 @@ def _stack(path, headers) -> Volume:
     for header in headers:
         image = _pixels(header)
         plane = _one_channel(image, header.path).reshape(image.GetSize()[1::-1])
-        planes.append(_upright(plane, header, _about(header)[0]))
+        planes.append(plane)
     array = np.stack(planes)
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     elif array.dtype == np.int32 and array.min() >= -32768 and array.max() <= 32767:
         array = array.astype(np.int16)  # GDCM widens where slope and intercept could overflow; these did not
     matrix = np.eye(4)
-    width, height = image.GetSpacing()[:2]
+    width, height = image.GetSpacing()[:2] if spacing is None else spacing[::-1]
     matrix[:3] = np.stack([row * width, column * height, step, at[0]], 1)
     attributes, unit = _about(first)
     return Volume(array, ras(matrix), first.description if first.text("0008|103e") else path.name, unit, attributes)
 
 
 def _about(header: _Header) -> tuple[dict, str]:
-    """Attributes and unit: what is known of the stored numbers."""
+    """Attributes and unit: what is known of the stored numbers.
+
+    MONOCHROME1 (small is white) needs nothing here: GDCM turns it over within the stored range as it decodes (a test watches).
+    """
     bits = int(header.text("0028|0101") or header.text("0028|0100") or 16)
     slope, shift = (header.numbers(tag) for tag in ("0028|1053", "0028|1052"))
     slope, shift = (float(v[0]) if v is not None else d for v, d in ((slope, 1.0), (shift, 0.0)))
@@ -207,14 +218,6 @@ def _about(header: _Header) -> tuple[dict, str]:
     }
     unit = "HU" if modality == "CT" and header.text("0028|1054") in ("", "HU") else ""
     return attributes, unit
-
-
-def _upright(array: np.ndarray, header: _Header, attributes: dict) -> np.ndarray:
-    """MONOCHROME1 (small is white) turned over within its stored range."""
-    if header.text("0028|0004") != "MONOCHROME1":
-        return array
-    low, high = attributes["stored_range"]
-    return (low + high - array.astype(np.float64)).astype(array.dtype)
 
 
 def read_segmentation(path: Path):

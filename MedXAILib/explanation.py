@@ -159,10 +159,11 @@ def run(steps: Steps, each: Callable[[Step], None] | None = None) -> Explanation
     """
     try:
         while True:
-            step = next(steps)
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
             if each is not None:
                 each(step)
-    except StopIteration as end:
-        return end.value
     finally:
         steps.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import SimpleITK as sitk
 
 from .errors import MedXAIError, nearest
 from .explanation import Sequence
-from .nrrd import write_nifti, write_nrrd
+from .formats import nifti_voxels, write_nifti, write_nrrd
 from .volume import Volume
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -51,7 +52,7 @@ def read_volume(path) -> Volume:
         from .dicom import read_dicom
 
         return read_dicom(path, series)
-    return _read_file(path)[0]
+    return _read_file(path)
 
 
 def read_mask(path, segment: str | None = None) -> Volume:
@@ -146,12 +147,20 @@ def to_volume(image: sitk.Image, name: str, path, unit: str = "", attributes: di
         if image.GetSize()[3] > 1:
             raise MedXAIError(f"'{path}' is a series of {image.GetSize()[3]} volumes; save the one you mean by itself.")
         image = image[:, :, :, 0]
-    array = _one_channel(image, path)
-    size = image.GetDimension()
+    return _volume(_one_channel(image, path), _matrix(image), name, unit, attributes)
+
+
+def _matrix(image) -> np.ndarray:
+    """The IJK-to-LPS matrix of an image or of a reader that has seen the header; of four axes the first three."""
+    n, m = image.GetDimension(), min(image.GetDimension(), 3)
     matrix = np.eye(4)
-    matrix[:size, :size] = np.reshape(image.GetDirection(), (size, size)) * image.GetSpacing()
-    matrix[:size, 3] = image.GetOrigin()
-    if size == 2:
+    matrix[:m, :m] = (np.reshape(image.GetDirection(), (n, n)) * image.GetSpacing())[:m, :m]
+    matrix[:m, 3] = image.GetOrigin()[:m]
+    return matrix
+
+
+def _volume(array, lps_matrix, name, unit="", attributes=None) -> Volume:
+    if array.ndim == 2:
         array = array[None]
     if array.dtype == np.float64:
         with np.errstate(over="ignore"):
@@ -159,7 +168,7 @@ def to_volume(image: sitk.Image, name: str, path, unit: str = "", attributes: di
     attributes = dict(attributes or {})
     if array.dtype == np.uint8:
         attributes.setdefault("stored_range", (0, 255))
-    return Volume(array, ras(matrix), name, unit, attributes)
+    return Volume(array, ras(lps_matrix), name, unit, attributes)
 
 
 def _one_channel(image, path):
@@ -171,13 +180,15 @@ def _one_channel(image, path):
         return array
     colours = array[..., :3] if channels in (3, 4) else array[..., :1] if channels == 2 else None
     if colours is None or array.dtype not in (np.uint8, np.uint16):
-        raise MedXAIError(f"'{path}' has {channels} numbers in each voxel; MedXAI takes images with one.")
+        raise MedXAIError(
+            f"'{path}' is a sequence or has {channels} numbers in each voxel; MedXAI takes one volume with one number each."
+        )
     if (colours != colours[..., :1]).any():
         raise MedXAIError(f"'{path}' is a colour picture; MedXAI takes grey images, so save it as grey values.")
     return np.ascontiguousarray(colours[..., 0])
 
 
-def _read_file(path: Path) -> tuple[Volume, sitk.Image]:
+def _read_file(path: Path) -> Volume:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -185,14 +196,17 @@ def _read_file(path: Path) -> tuple[Volume, sitk.Image]:
         size = reader.GetSize()
         if len(size) > 4 or (len(size) == 4 and size[3] > 1):
             raise MedXAIError(f"'{path}' is a series of {size[3]} volumes; save the one you mean by itself.")
-        image = reader.Execute()
-    except RuntimeError as error:
+        array = nifti_voxels(path) if path.name.lower().endswith((".nii", ".nii.gz")) else None
+        image = reader.Execute() if array is None else None
+    except (RuntimeError, EOFError, OSError, zlib.error) as error:
         raise MedXAIError(_why(path, str(error))) from None
+    if array is not None:
+        return _volume(array, _matrix(reader), stem(path))
     attributes = {}
     if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
         high = 65535 if "16" in image.GetPixelIDTypeAsString() else 255
         attributes = {"stored_range": (0, high), "bits_stored": 16 if high > 255 else 8}
-    return to_volume(image, stem(path), path, attributes=attributes), image
+    return to_volume(image, stem(path), path, attributes=attributes)
 
 
 def _why(path, said: str) -> str:
@@ -251,7 +265,7 @@ def _segments(path: Path):
             raise MedXAIError(_why(path, str(error))) from None
         if reader.HasMetaDataKey("Segment0_ID") or reader.HasMetaDataKey("Segment0_Name"):
             return _slicer_segments(path, reader)
-    volume, _ = _read_file(path)
+    volume = _read_file(path)
     array = volume.array
     if np.issubdtype(array.dtype, np.floating):
         if not np.array_equal(array, np.round(array)):  # NaN is never equal
@@ -291,10 +305,6 @@ def _slicer_segments(path, reader):
             array = array[..., layer]
         elif image.GetDimension() == 4:
             array = array[layer]
-            image = image[:, :, :, 0]
-        empty = sitk.Image(image.GetSize(), sitk.sitkUInt8)
-        empty.CopyInformation(image)
-        matrix = to_volume(empty, name, path).ijk_to_ras
-        return Volume((array == value).astype(np.uint8).reshape(array.shape[-3:]), matrix, name)
+        return Volume((array == value).astype(np.uint8), ras(_matrix(image)), name)
 
     return list(found), pick

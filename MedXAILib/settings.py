@@ -82,7 +82,7 @@ class About:
                     raise ValueError
             else:
                 value = _plain(self.kind, value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise MedXAIError(f"{told} cannot be {value!r}; it takes {self.takes}.") from None
         for one in value if self.kind is tuple else (value,):
             if isinstance(one, float) and not math.isfinite(one):

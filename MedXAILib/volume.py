@@ -45,7 +45,11 @@ class Volume:
         if self.array.ndim != 3 or 0 in self.array.shape:
             raise MedXAIError(f"'{self.name}' has shape {self.array.shape}; a volume needs three non-empty axes.")
         matrix = np.array(self.ijk_to_ras, dtype=np.float64)
-        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        usable = matrix.shape == (4, 4) and np.isfinite(matrix).all()
+        if usable:  # flatness is a matter of directions, not of how small the voxels are
+            lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+            usable = lengths.min() > 0 and abs(np.linalg.det(matrix[:3, :3] / lengths)) > 1e-6
+        if not usable or not np.array_equal(matrix[3], [0, 0, 0, 1]):
             raise MedXAIError(
                 f"'{self.name}' has no usable IJK-to-RAS matrix; load it again from a file with geometry."
             )
@@ -99,7 +103,8 @@ class Volume:
     def voxel(self, ras=None, ijk=None) -> tuple[int, int, int]:
         """Array index (k, j, i) of the voxel that holds a RAS point, or of the IJK index; refused outside the volume."""
         if ijk is not None:
-            index, told = tuple(int(v) for v in ijk)[::-1], f"IJK {tuple(ijk)}"
+            index = tuple(int(v) for v in ijk)[::-1]
+            told = "IJK (" + ", ".join(map(str, index[::-1])) + ")"
         else:
             index = tuple(int(np.floor(v + 0.5)) for v in self.ras_to_index(ras))
             told = "RAS (" + ", ".join(f"{v:.1f}" for v in ras) + ")"
@@ -170,32 +175,23 @@ def mask_on_grid(mask: Volume, volume: Volume) -> np.ndarray:
         raise MedXAIError(f"The segment '{mask.name}' is empty; draw it or choose another one.")
     if mask.same_grid(volume):
         return mask.array.astype(bool)
-    # Only the box of the mask is resampled: volume index -> mask index, one axis of products at a time.
+    # Only the box of the mask is resampled, one slice of the volume at a time.
     to_mask = np.linalg.solve(mask.ijk_to_ras, volume.ijk_to_ras)
-    to_volume = np.linalg.inv(to_mask)
-    inside = np.nonzero(mask.array)
-    low, high = [axis.min() - 0.5 for axis in inside][::-1], [axis.max() + 0.5 for axis in inside][::-1]
-    corners = np.array([[(low, high)[b][n] for n, b in enumerate(bits)] + [1] for bits in np.ndindex(2, 2, 2)]).T
-    box = (to_volume @ corners)[:3]
+    spans = [np.nonzero(mask.array.any(axis=tuple(m for m in range(3) if m != n)))[0] for n in (2, 1, 0)]
+    ends = [(span[0] - 0.5, span[-1] + 0.5) for span in spans]
+    corners = np.array([[ends[n][b] for n, b in enumerate(bits)] + [1] for bits in np.ndindex(2, 2, 2)]).T
+    box = (np.linalg.inv(to_mask) @ corners)[:3]
     start = np.clip(np.floor(box.min(1)), 0, None).astype(int)
     stop = np.minimum(np.ceil(box.max(1)).astype(int) + 1, volume.shape[::-1])
     result = np.zeros(volume.shape, bool)
     if (start < stop).all():
-        i, j, k = (np.arange(a, b, dtype=np.float64) for a, b in zip(start, stop))
-        ok, flat = True, []
-        for row in range(3):
-            at = np.floor(
-                to_mask[row, 0] * i[None, None, :]
-                + to_mask[row, 1] * j[None, :, None]
-                + to_mask[row, 2] * k[:, None, None]
-                + to_mask[row, 3]
-                + 0.5
-            ).astype(np.int64)
-            n = mask.shape[2 - row]
-            ok = ok & (at >= 0) & (at < n)
-            flat.append(np.clip(at, 0, n - 1))
-        box = tuple(slice(a, b) for a, b in zip(start[::-1], stop[::-1]))
-        result[box] = ok & (mask.array[flat[2], flat[1], flat[0]] != 0)
+        i, j = np.arange(start[0], stop[0])[None, :], np.arange(start[1], stop[1])[:, None]
+        plane = [row[0] * i + row[1] * j + row[3] for row in to_mask[:3]]
+        for k in range(start[2], stop[2]):
+            at = [np.floor(p + row[2] * k + 0.5).astype(np.int64) for p, row in zip(plane, to_mask)]
+            inside = np.logical_and.reduce([(a >= 0) & (a < n) for a, n in zip(at, mask.shape[::-1])])
+            at = [np.clip(a, 0, n - 1) for a, n in zip(at, mask.shape[::-1])]
+            result[k, start[1] : stop[1], start[0] : stop[0]] = inside & (mask.array[at[2], at[1], at[0]] != 0)
     if not result.any():
         raise MedXAIError(
             f"The segment '{mask.name}' and the volume '{volume.name}' do not overlap;"
