@@ -9,12 +9,9 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-import signal
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Protocol
 
 from ..errors import MedXAIError
 from ..explanation import Patch, Point
@@ -38,86 +35,12 @@ from .jobs import (
     State,
     StoredVolume,
 )  # fmt: skip
+from .session import Session, Transport
 
-LOG_LINES = 50
 #: Seconds for the cooperative cancel, then after terminate, then after kill: below 3 in total.
 GRACE = (1.5, 0.6, 0.4)
 
 _logger = logging.getLogger("MedXAI")
-
-
-class Receiver(Protocol):
-    """What a transport tells of its process. After ``ended`` or ``failed`` nothing more comes."""
-
-    def received(self, data: bytes) -> None:
-        """Bytes from its standard output."""
-
-    def logged(self, data: bytes) -> None:
-        """Bytes from its standard error."""
-
-    def ended(self, code: int, crashed: bool) -> None:
-        """It has ended; ``code`` is the signal where it ``crashed`` (POSIX)."""
-
-    def failed(self, reason: str) -> None:
-        """It could not be started."""
-
-
-class Transport(Protocol):
-    """One process and its three pipes. Every method returns at once; all calls happen in the client's thread."""
-
-    def start(self, receiver: Receiver) -> None:
-        """Start the process."""
-
-    def write(self, data: bytes) -> None:
-        """To its standard input; kept until it can be written, dropped once the process has ended."""
-
-    def terminate(self, pid: int | None) -> None:
-        """Ask the group of the worker ``pid`` (None: not known yet) to end."""
-
-    def kill(self, pid: int | None) -> None:
-        """End it and its group."""
-
-    def wait(self, seconds: float) -> None:
-        """Wait that long at most for its end, after `kill`: the one method that does not return at once."""
-
-
-class _Session:
-    """The life of one worker process, as its receiver."""
-
-    def __init__(self, client: Client, transport: Transport):
-        self.client = client
-        self.transport = transport
-        self.decoder = protocol.Decoder("event")
-        self.pid: int | None = None
-        self.jobs: dict[str, Job] = {}
-        self.lines: deque[str] = deque(maxlen=LOG_LINES)
-        self.rest = b""
-
-    def received(self, data: bytes) -> None:
-        for message in self.decoder.feed(data):
-            self.client._enqueue(self, message)
-
-    def logged(self, data: bytes) -> None:
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        self.rest = self.rest[-4000:]
-        lines = [line[:2000].decode("utf-8", "replace").rstrip("\r") for line in lines[-LOG_LINES:]]
-        if lines:
-            self.note(lines)
-
-    def note(self, lines: list[str]) -> None:
-        """Add to what is shown when the worker fails."""
-        self.lines.extend(lines)
-        self.client._notify("log", "\n".join(lines))
-
-    def ended(self, code: int, crashed: bool) -> None:
-        if self.rest:
-            self.logged(b"\n")
-        for message in self.decoder.close():
-            self.client._enqueue(self, message)
-        self.client._enqueue(self, {"ended": _told(code, crashed)})
-
-    def failed(self, reason: str) -> None:
-        self.client._enqueue(self, {"failed": reason})
 
 
 class Client:
@@ -151,7 +74,7 @@ class Client:
         self._store_bytes = store_bytes
         self._stored: OrderedDict[Hashable, StoredVolume] = OrderedDict()
         self._folder: PrivateFolder | None = None
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._jobs: dict[str, Job] = {}
         self._numbers = itertools.count(1)
         self._observers: list[Callable[[str, object], None]] = []
@@ -242,7 +165,7 @@ class Client:
         """Start the worker now rather than with the first job, so that torch is loaded by then."""
         if self._session is not None:
             return
-        session = _Session(self, self._make_transport())
+        session = Session(self, self._make_transport())
         self._session = session
         self.environment = {}
         self._set_phase("starting")
@@ -288,7 +211,7 @@ class Client:
         session.transport.write(protocol.encode({"command": "cancel", "job": job.id}))
         self._call_later(GRACE[0], lambda: self._escalate(session, job, 0))
 
-    def _escalate(self, session: _Session, job: Job, level: int) -> None:
+    def _escalate(self, session: Session, job: Job, level: int) -> None:
         if job.finished or session is not self._session:
             return
         if not job.begun:  # it waits behind another job, which is not to blame
@@ -300,7 +223,7 @@ class Client:
             session.transport.kill(session.pid)
             self._call_later(GRACE[2], lambda: self._escalate(session, job, 2))
         else:  # not even that was reported; the window is not to wait for it
-            self._enqueue(session, {"ended": "killed"})
+            self._receive(session, {"ended": "killed"})
 
     def _finish(self, job: Job, event: Event) -> None:
         """The one end of every job. Once somebody has asked to stop it, whatever came of it is `Cancelled`."""
@@ -330,7 +253,7 @@ class Client:
 
     # --- What comes in ---
 
-    def _enqueue(self, session: _Session, message) -> None:
+    def _receive(self, session: Session, message) -> None:
         """Deliver in order, one at a time, also when a callback lets the event loop turn and more comes in meanwhile."""
         self._inbox.append((session, message))
         if self._delivering:
@@ -352,7 +275,7 @@ class Client:
         finally:
             self._delivering = False
 
-    def _event(self, session: _Session, message: dict) -> None:
+    def _event(self, session: Session, message: dict) -> None:
         name = message["event"]
         if name in ("hello", "environment"):
             about = {k: v for k, v in message.items() if k not in ("event", "job")}
@@ -435,7 +358,7 @@ class Client:
 
     # --- The end of a worker ---
 
-    def _ended(self, session: _Session, told: str) -> None:
+    def _ended(self, session: Session, told: str) -> None:
         """An exit without a result is an error, except for jobs that were being cancelled, and for those that the worker had
         not begun: they are not to blame, and go to a new worker, once."""
         self._session = None
@@ -462,7 +385,7 @@ class Client:
                 except MedXAIError as error:
                     self._finish(job, self._failure(session, job, error.kind, error.message, error.hint))
 
-    def _could_not_start(self, session: _Session, reason: str) -> None:
+    def _could_not_start(self, session: Session, reason: str) -> None:
         self._session = None
         self._set_phase("stopped")
         message = f"The worker's Python could not be started ({reason})."
@@ -470,7 +393,7 @@ class Client:
         for job in list(session.jobs.values()):
             self._finish(job, self._failure(session, job, "missing", message, hint))
 
-    def _failure(self, session: _Session, job: Job, kind: str, message: str, hint: str) -> Failed:
+    def _failure(self, session: Session, job: Job, kind: str, message: str, hint: str) -> Failed:
         return Failed(job, kind, message, hint, tuple(session.lines))
 
     # --- Small things ---
@@ -509,14 +432,3 @@ class Client:
             if key != newest and self._stored[key].message["file"] not in used:
                 Path(self._stored.pop(key).message["file"]).unlink(missing_ok=True)
                 del sizes[key]
-
-
-def _told(code: int, crashed: bool) -> str:
-    if not crashed:
-        return f"exit code {code}"
-    if sys.platform == "win32":
-        return f"crash {code & 0xFFFFFFFF:#010x}"
-    try:
-        return f"signal {signal.Signals(code).name}"
-    except ValueError:
-        return f"signal {code}"

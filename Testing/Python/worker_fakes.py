@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import importlib.util
 import os
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def do_simple(engine, model, volumes, settings, segment):
         scores={"loaded": len(engine.loaded), "bad": float("-inf"), "segment": None if segment is None else int(segment.array.sum())},
         self_checks={"agree": {"value": np.float32(0.5), "passed": np.bool_(True), "meaning": "It does."}},
         notes=["Ü is not ASCII"],
-        provenance={"pid": os.getpid(), "mapped": isinstance(volume.array, np.memmap), "same": id(volume)},
+        provenance={"pid": os.getpid(), "mapped": isinstance(volume.array, np.memmap), "same": id(volume), "path": sys.path[0], "shadowed": importlib.util.find_spec("protocol") is not None},
     )  # fmt: skip
 
 
@@ -166,6 +167,7 @@ def do_stuck(engine, model, volumes, settings, segment):
         for _ in range(getattr(settings, "children", 0))
     ]
     yield Step(0.1, "pids " + " ".join(str(c.pid) for c in children))
+    open(settings.sign, "w").close()  # from here on no step ends
     if getattr(settings, "hold_lock", False):  # as foreign code that never lets the interpreter go
         ctypes.PyDLL(None).sleep(600)
     time.sleep(600)
@@ -187,6 +189,7 @@ def do_fast(engine, model, volumes, settings, segment):
     while time.monotonic() - begun < settings.seconds:
         n += 1
         now = n
+        time.sleep(getattr(settings, "pause", 0))
         yield Step(
             min(1.0, (time.monotonic() - begun) / settings.seconds),
             f"Step {n}",
