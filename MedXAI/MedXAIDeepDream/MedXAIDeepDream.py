@@ -6,6 +6,7 @@ from pathlib import Path
 
 if importlib.util.find_spec("MedXAILib") is None: sys.path.append(str(Path(__file__).resolve().parents[2]))  # noqa: E701  # fmt: skip
 
+import slicer
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -34,6 +35,40 @@ class MedXAIDeepDream(ScriptedLoadableModule):
             "Method: Couteaux V, Nempont O, Pizaine G, Bloch I. Towards interpretability of segmentation networks by"
             " analyzing DeepDreams. iMIMIC workshop at MICCAI 2019."
         )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData():
+    """Offer the tutorial's volume in Sample Data: computed on this computer, nothing is downloaded."""
+    import SampleData
+
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="MedXAI",
+        sampleName="MedXAILiverPhantom",
+        thumbnailFileName=str(Path(__file__).resolve().parent / "Resources" / "Icons" / "MedXAILiverPhantom.png"),
+        uris="",
+        fileNames="",
+        nodeNames="",
+        customDownloader=loadPhantom,
+    )
+
+
+def loadPhantom(_source=None):
+    """Put a made-up abdomen without lesions, and its liver as a segment, into the scene; gives the volume node."""
+    from MedXAILib.demo import phantom
+    from MedXAILib.scene import host, layers, segments
+
+    with slicer.util.WaitCursor():
+        made, scene = phantom.case(phantom.HELD_OUT + 1, lesions=False), host.current().scene
+        node = layers.add_volume(scene, made.image, "Liver phantom")
+        node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().SetAutoWindowLevel(False)
+        node.GetDisplayNode().SetWindowLevelMinMax(-160, 240)
+        segmentation = segments.add_segmentation(scene, "Liver phantom segmentation", node)
+        liver = made.mask("organ")
+        segments.set_mask(segmentation, "liver", liver, liver.ijk_to_ras)
+        slicer.util.setSliceViewerLayers(background=node, fit=True)
+    return node
 
 
 class MedXAIDeepDreamLogic(ScriptedLoadableModuleLogic):

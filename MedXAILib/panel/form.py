@@ -160,5 +160,5 @@ def _widget(row: Row):
         widget.suffix = " " + row.about.unit
     if row.widget == "spin":
         widget.keyboardTracking = False  # typing 100 is one change, not three
-    widget.focusPolicy = qt.Qt.StrongFocus
+    widget.setFocusPolicy(qt.Qt.StrongFocus)
     return widget

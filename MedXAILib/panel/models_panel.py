@@ -73,7 +73,7 @@ class ModelsPanel:
     def _buildModels(self, layout):
         self.list = qt.QListWidget()
         self.list.objectName = "modelList"
-        self.list.setMaximumHeight(140)
+        self.list.maximumHeight = 140
         self.list.connect("currentRowChanged(int)", lambda _row: self._showModel())
         layout.addWidget(self.list)
         row = qt.QHBoxLayout()
@@ -88,7 +88,7 @@ class ModelsPanel:
         layout.addLayout(form)
         self.trust = TrustRow(form, self._showModel)
         self.details = ctk.ctkFittedTextBrowser()
-        self.details.setOpenExternalLinks(True)
+        self.details.openExternalLinks = True
         self.details.objectName = "modelDetails"
         layout.addWidget(self.details)
         self.testVolume = slicer.qMRMLNodeComboBox()
@@ -110,12 +110,12 @@ class ModelsPanel:
         self.message = qt.QLabel()
         self.message.objectName = "modelMessage"
         self.message.wordWrap = True
-        self.message.textInteractionFlags = qt.Qt.TextSelectableByMouse
+        self.message.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
         layout.addWidget(self.message)
         self.layers = qt.QTreeWidget()
         self.layers.setHeaderLabels([_("Layer"), _("Kind"), _("Shape")])
-        self.layers.setRootIsDecorated(False)
-        self.layers.setMinimumHeight(180)
+        self.layers.rootIsDecorated = False
+        self.layers.minimumHeight = 180
         self.layers.visible = False
         layout.addWidget(self.layers)
         note = qt.QLabel(
@@ -281,8 +281,8 @@ class ModelsPanel:
         self.packages = qt.QTreeWidget()
         self.packages.objectName = "packages"
         self.packages.setHeaderLabels([_("Package"), _("Version"), _("What for")])
-        self.packages.setRootIsDecorated(False)
-        self.packages.setMaximumHeight(170)
+        self.packages.rootIsDecorated = False
+        self.packages.maximumHeight = 170
         layout.addWidget(self.packages)
         row = qt.QHBoxLayout()
         self.installButton = _button(row, _("Install"), "", self.install)
@@ -291,7 +291,7 @@ class ModelsPanel:
         self.environmentMessage = qt.QLabel()
         self.environmentMessage.objectName = "environmentMessage"
         self.environmentMessage.wordWrap = True
-        self.environmentMessage.textInteractionFlags = qt.Qt.TextSelectableByMouse
+        self.environmentMessage.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
         layout.addWidget(self.environmentMessage)
 
     def _browsePython(self):

@@ -14,9 +14,11 @@ def reloadPanels():
     opened = [name for name in MODULES if hasattr(slicer.modules, name + "Widget")]
     for name in opened:
         getattr(slicer.modules, name + "Widget").cleanup()
+    from ..scene import remove
     from .worker_session import closeSession
 
     closeSession()
+    remove.unwatch()
     for name in [n for n in sys.modules if n == "MedXAILib" or n.startswith("MedXAILib.")]:
         del sys.modules[name]
     for name in opened:

@@ -72,13 +72,13 @@ class ResultSection(VTKObservationMixin):
         self.notesLabel = qt.QLabel()
         self.notesLabel.objectName = "notesLabel"
         self.notesLabel.wordWrap = True
-        self.notesLabel.textInteractionFlags = qt.Qt.TextSelectableByMouse
+        self.notesLabel.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
         layout.addWidget(self.notesLabel)
 
         # Many nodes come and go at once; the list is made again once they have.
         self._soon = qt.QTimer()
-        self._soon.singleShot = True
-        self._soon.interval = 100
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(100)
         self._soon.connect("timeout()", self.refresh)
         self.observe()
 

@@ -57,7 +57,7 @@ class RunControl:
         self.statusLabel = qt.QLabel()
         self.statusLabel.wordWrap = True
         self.statusLabel.objectName = "statusLabel"
-        self.statusLabel.textInteractionFlags = qt.Qt.TextSelectableByMouse
+        self.statusLabel.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
         layout.addWidget(self.statusLabel)
 
         self.logSection = ctk.ctkCollapsibleButton()
@@ -66,8 +66,8 @@ class RunControl:
         logLayout = qt.QVBoxLayout(self.logSection)
         self.logEdit = qt.QPlainTextEdit()
         self.logEdit.readOnly = True
-        self.logEdit.setMaximumBlockCount(2000)
-        self.logEdit.setMinimumHeight(120)
+        self.logEdit.maximumBlockCount = 2000
+        self.logEdit.minimumHeight = 120
         logLayout.addWidget(self.logEdit)
         self.copyButton = qt.QPushButton(_("Copy diagnostics"))
         self.copyButton.toolTip = _(

@@ -1,5 +1,6 @@
 """Draws the extension's and the modules' icons: ``python Resources/Icons/draw.py``."""
 
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -93,7 +94,29 @@ def models():
     save(figure, "MedXAI/MedXAIModels/Resources/Icons/MedXAIModels.png")
 
 
+def sample():
+    """The phantom of the tutorial, for Sample Data (260 x 280 pixels)."""
+    sys.path.insert(0, str(ROOT))
+    from MedXAILib.demo.phantom import HELD_OUT, case
+
+    image = case(HELD_OUT + 1, lesions=False).image
+    figure = plt.figure(figsize=(2.6, 2.8), dpi=100, facecolor="black")
+    axes = figure.add_axes((0, 0, 1, 1))
+    section = image.array[image.shape[0] // 2]
+    across = (
+        image.orientation[0] == "R",
+        image.orientation[1] == "P",
+    )  # radiological view: the patient's right on the left
+    axes.imshow(section[:: 1 if across[1] else -1, :: -1 if across[0] else 1], cmap="gray", vmin=-160, vmax=240)
+    axes.axis("off")
+    figure.savefig(
+        ROOT / "MedXAI/MedXAIDeepDream/Resources/Icons/MedXAILiverPhantom.png", dpi=100, metadata={"Software": None}
+    )
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     extension()
     deep_dream()
     models()
+    sample()

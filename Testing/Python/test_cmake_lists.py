@@ -40,9 +40,8 @@ def test_the_lists_are_not_empty():
     wanted = lists.wanted()
     assert "panel/form.py" in wanted["MedXAILib/CMakeLists.txt", "MODULE_PYTHON_SCRIPTS"]
     assert "volume.py" in wanted["MedXAILib/CMakeLists.txt", "MODULE_PYTHON_SCRIPTS"]
-    assert wanted["MedXAI/MedXAIDeepDream/CMakeLists.txt", "MODULE_PYTHON_RESOURCES"] == [
-        "Resources/Icons/${MODULE_NAME}.png"
-    ]
+    icons = wanted["MedXAI/MedXAIDeepDream/CMakeLists.txt", "MODULE_PYTHON_RESOURCES"]
+    assert "Resources/Icons/${MODULE_NAME}.png" in icons
 
 
 def test_rewriting_mends_a_list(tmp_path, monkeypatch, capsys):
@@ -87,7 +86,7 @@ def test_module_file_finds_the_library_first(name):
     assert {ast.unparse(node) for node in before} == {"import importlib.util", "import sys", "from pathlib import Path"}
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     assert {name, f"{name}Widget", f"{name}Test"} <= classes
-    assert len(source.splitlines()) < 120, "a module file is thin; the panel belongs into MedXAILib/panel"
+    assert len(source.splitlines()) < 150, "a module file is thin; the panel belongs into MedXAILib/panel"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -39,7 +39,7 @@ class Heartbeat:
     def __init__(self):
         self.gaps, self._last = [], None
         self._timer = qt.QTimer()
-        self._timer.interval = 10
+        self._timer.setInterval(10)
         self._timer.connect("timeout()", self._tick)
 
     def _tick(self):
