@@ -222,7 +222,7 @@ def _trusted(options) -> set[str]:
 
 def _describe(options) -> int:
     from .models import describe
-    from .models.describe import text
+    from .models.describing import text
 
     about = describe(options.folder, trusted=_trusted(options))
     print(json.dumps(about, indent=2, ensure_ascii=False) if options.json else text(about))

@@ -9,7 +9,7 @@ _WHERE = {
     "load": "loading",
     "Model": "model",
     "ReceptiveField": "receptive",
-    "describe": "describe",
+    "describe": "describing",
     "prepare": "geometry",
     "Prepared": "geometry",
     "sliding_logits": "tiling",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,22 +75,27 @@ def _traced(module, x, mode, title) -> fx.GraphModule:
         return module(x)
 
     try:
-        with warnings.catch_warnings(), torch.autocast(x.device.type, enabled=False), _plain_torchscript():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.autocast(x.device.type, enabled=False):
             return make_fx(call, tracing_mode=mode, pre_dispatch=True, _allow_non_fake_inputs=True)(x.detach())
     except Exception as error:  # a traced network may raise anything
         words = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         size = " × ".join(map(str, x.shape[2:]))
-        raise MedXAIError(
-            f"{title!r} cannot be traced at {size} voxels ({words}); export it with torch.export instead."
-        ) from error
+        program = isinstance(module, (fx.GraphModule, torch.jit.ScriptModule))
+        advice = "export it again so that it takes other sizes" if program else "export it with torch.export instead"
+        raise MedXAIError(f"'{title}' cannot be traced at {size} voxels ({words}); {advice}.") from error
 
 
 @contextlib.contextmanager
-def _plain_torchscript():
-    """Without TorchScript's optimisations, which rewrite a program after its first runs."""
-    with torch.jit.optimized_execution(False):
-        yield
+def _quiet():
+    """Without warnings and torch's own log of a size that does not suit, and without TorchScript's rewriting after first runs."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings(), torch.jit.optimized_execution(False):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:

@@ -227,8 +227,8 @@ def _analyse(model: Model, shape: tuple[int, ...]):
     answer = grids[graph.picked(graphs[0], key)]
     if answer is None:
         raise Refused("its output does not depend on the image")
-    for axis in answer:
-        if axis.period != axis.step or axis.extra:
+    for axis, have, want in zip(answer, graph.shape_of(graph.picked(graphs[2], key))[-dims:], shape):
+        if axis.period != axis.step or axis.extra or have != want:
             raise Refused("its output does not have the grid of its input")
     radius = tuple(  # at least so large that a crop in a corner can still be computed
         (

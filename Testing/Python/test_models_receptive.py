@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
+
 from MedXAILib.models import load
 from MedXAILib.models.model import Model
 from MedXAILib.models.networks import MeshNet, PlainUNet
 from MedXAILib.package import Input, Intensity, Output, Package, sha256
-from torch import nn
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
@@ -208,7 +209,7 @@ def _block(draw, kind, depth):
         return Net(lambda m, x: F.pad(x[..., n:, :-n], (0, n, n, 0)))
     if kind == "residual":
         inner = draw(blocks(depth=0))
-        return Net(lambda m, x: x + m.inner(F.relu(x)), inner=inner)
+        return Net(lambda m, x: x + m.inner(0.7 * x), inner=inner)
     if kind == "branch":
         one, two = draw(blocks(depth=0)), draw(blocks(depth=depth - 1))
         return Net(lambda m, x: m.c(torch.cat([m.one(x), m.two(x)], 1)), one=one, two=two, c=nn.Conv2d(4, 2, 1))
@@ -238,3 +239,119 @@ def test_random_networks_keep_the_claim(parts, seed):
         check_crops(model, shape, voxels=4, seed=seed)
     else:  # only refusals that are meant
         assert "factor" in field.reason or "does not follow" in field.reason, field.reason
+
+
+# ---- networks that see everything, each in its own way ---------------------------------------------------------------
+
+
+def _unpooled(m, x):
+    small, where = F.max_pool2d(m.c(x), 2, return_indices=True)
+    return F.max_unpool2d(small * 2, where, 2)
+
+
+def _assigned(m, x):
+    y = m.c(x)
+    y[..., :4] = 0
+    return y
+
+
+def _added_to_a_part(m, x):
+    y = m.c(x)
+    y[:, :1].add_(F.avg_pool2d(x, 9, 1, 4))
+    return y
+
+
+TREACHEROUS = {
+    "mean over space": lambda m, x: m.c(x) - m.c(x).mean((2, 3), keepdim=True),
+    "squeeze and excitation": lambda m, x: m.c(x) * torch.sigmoid(F.adaptive_avg_pool2d(m.c(x), 1)),
+    "softmax over space": lambda m, x: m.c(x).flatten(2).softmax(-1).view(m.c(x).shape),
+    "softmax over a row": lambda m, x: m.c(x).softmax(-1),
+    "attention": lambda m, x: F.scaled_dot_product_attention(*[m.c(x).flatten(2)] * 3).view(m.c(x).shape),
+    "matrix product": lambda m, x: m.c(x) @ x.transpose(2, 3) @ x,
+    "instance norm": lambda m, x: F.instance_norm(m.c(x)),
+    "batch norm of the image": lambda m, x: F.batch_norm(m.c(x), None, None, training=True),
+    "layer norm": lambda m, x: F.layer_norm(m.c(x), x.shape[1:] if x.shape[1] == 2 else (2, *x.shape[2:])),
+    "norm by hand": lambda m, x: m.c(x) / m.c(x).std(),
+    "largest value": lambda m, x: m.c(x) / m.c(x).amax(),
+    "align_corners": lambda m, x: F.interpolate(F.max_pool2d(m.c(x), 2), scale_factor=2, mode="bilinear", align_corners=True),
+    "bicubic": lambda m, x: F.interpolate(F.max_pool2d(m.c(x), 2), scale_factor=2, mode="bicubic"),
+    "size written down": lambda m, x: F.interpolate(F.interpolate(m.c(x), size=(24, 24)), size=x.shape[2:]),
+    "flip": lambda m, x: m.c(x) + m.c(x).flip(-1),
+    "roll": lambda m, x: m.c(x) + m.c(x).roll(1, -1),
+    "transposed axes": lambda m, x: m.c(m.c(x)[:, :1].transpose(2, 3)).transpose(2, 3),
+    "reshaped": lambda m, x: m.c(x).reshape(1, 2, x.shape[3], x.shape[2]).reshape(m.c(x).shape),
+    "circular padding": lambda m, x: F.conv2d(F.pad(x, (1, 1, 1, 1), "circular"), m.c.weight),
+    "position encoding": lambda m, x: m.c(x) + torch.linspace(0, 1, x.shape[3]),
+    "position as a channel": lambda m, x: m.c(x) + torch.cat([x * 0 + torch.arange(x.shape[3]), x], 1),
+    "running sum": lambda m, x: m.c(x).cumsum(-1),
+    "size as a factor": lambda m, x: m.c(x) / x.shape[2],
+    "size as a constant": lambda m, x: m.c(x) * torch.tensor(float(x.shape[2])),
+    "unpooling": _unpooled,
+    "a part assigned": _assigned,
+    "a part added to": _added_to_a_part,
+    "only a large image": lambda m, x: m.c(x) if x.shape[2] < 90 else m.c(x) + F.avg_pool2d(x, 9, 1, 4),
+    "windows that follow the size": lambda m, x: F.interpolate(F.adaptive_max_pool2d(m.c(x), 8), size=x.shape[2:]),
+    "cut from the far end": lambda m, x: F.pad(m.c(x)[..., x.shape[3] // 2 :], (0, x.shape[3] // 2)),
+    "sampling": lambda m, x: F.grid_sample(m.c(x), F.affine_grid(torch.eye(2, 3)[None], m.c(x).shape)),
+    "spectrum": lambda m, x: torch.fft.ifft2(torch.fft.fft2(m.c(x))).real,
+    "noise": lambda m, x: m.c(x) + torch.rand_like(m.c(x)),
+    "one value for a row": lambda m, x: m.c(x) + x[..., :1],
+    "grouped by the size": lambda m, x: F.group_norm(m.c(x), 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TREACHEROUS)
+def test_refuses_what_is_not_local(name):
+    field = model_of(Net(TREACHEROUS[name], c=conv(1, 2)), 2).receptive_field((96, 104))
+    assert not field.exact and len(field.reason) > 15, name
+    assert field.radius == ((0, 0), (0, 0))
+
+
+def test_accepts_what_only_looks_so():
+    """Channels may be reshaped, permuted, split, normalised and reduced."""
+
+    def forward(m, x):
+        a, b = m.c(x).chunk(2, 1)
+        y = torch.stack([a, b], 1).flatten(1, 2)
+        y = y.view(1, 2, 2, *x.shape[2:]).transpose(1, 2).reshape(y.shape)
+        y = torch.cat([y.softmax(1), y.mean(1, keepdim=True), y[:, 1:2].relu_(), F.pixel_shuffle(m.d(y), 2)], 1)
+        return m.e(F.dropout(y, 0.5, False).clone().add_(1))
+
+    network = Net(forward, c=conv(1, 4), d=nn.Conv2d(4, 8, 2, stride=2), e=conv(8, 2))
+    field = check_crops(model_of(network, 2), (40, 36))
+    assert field.stride == (2, 2)
+
+
+def test_the_answer_alone_counts():
+    """Another output that sees everything does not matter; a missing key is refused."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = conv(1, 2)
+
+        def forward(self, x):
+            y = self.c(x)
+            return {"seg": y, "class": y.mean((2, 3))}
+
+    model = model_of(Two(), 2)
+    assert "key" in model.receptive_field((32, 32)).reason
+    object.__setattr__(model.package, "output", Output(("a", "b"), "softmax", "seg"))
+    assert Model(model.package, model.module, "cpu").receptive_field((32, 32)).radius == ((1, 1), (1, 1))
+
+
+def test_programs_give_the_same_field(tmp_path):
+    network = PlainUNet(2, 1, 2, filters=2, levels=3)
+    eager = model_of(network, 2, multiple=4)
+    wanted = eager.receptive_field((64, 80))
+    x = torch.rand(1, 1, 32, 48)
+    traced = torch.jit.trace(network, x)
+    for module in (traced, torch.jit.script(network), torch.jit.freeze(torch.jit.script(network))):
+        for _ in range(2):  # TorchScript rewrites a program after its first runs
+            assert Model(eager.package, module, "cpu").receptive_field((64, 80)) == wanted
+            module(x)
+    size = {n: 4 * torch.export.Dim(f"n{n}", min=2, max=99) for n in (2, 3)}
+    exported = torch.export.export(network, (x,), dynamic_shapes=(size,)).module()
+    assert Model(eager.package, exported, "cpu").receptive_field((64, 80)) == wanted
+    fixed = torch.export.export(network, (x,)).module()
+    assert not Model(eager.package, fixed, "cpu").receptive_field((32, 48)).exact
