@@ -12,7 +12,6 @@ from .errors import MedXAIError, nearest
 from .volume import Volume
 
 _NO_IMAGE = {"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "DOC", "PLAN"}
-_FILMS = {"US", "XA", "RF", "ES", "GM", "XC", "IVUS"}
 _EVEN = 0.05  # of the slice distance: positions in headers are rounded
 
 
@@ -120,13 +119,13 @@ def _one_file(header: _Header) -> Volume:
     from .io import stem, to_volume
 
     frames = header.size[2] if len(header.size) > 2 else 1
-    if frames > 1 and header.text("0008|0060") in _FILMS:
-        raise MedXAIError(f"'{header.path}' is a film of {frames} frames; save the frame you mean by itself.")
+    if frames > 1:
+        return _frames(header, frames)
     attributes, unit = _about(header)
     image = _pixels(header)
     for tag in ("0028|0030", "0018|1164", "0018|2010"):  # ITK knows only one of them for each kind of image
         spacing = header.numbers(tag)
-        if frames == 1 and spacing is not None and len(spacing) == 2 and (spacing > 0).all():
+        if spacing is not None and len(spacing) == 2 and (spacing > 0).all():
             image.SetSpacing([spacing[1], spacing[0], image.GetSpacing()[2]][: image.GetDimension()])
             break
     return to_volume(image, stem(header.path), header.path, unit, attributes)
@@ -157,30 +156,10 @@ def _stack(path, headers) -> Volume:
                 f"The images of the DICOM series '{first.description}' in '{path}' differ in size, spacing or direction"
                 f" ('{header.path.name}' from '{first.path.name}'); give a folder with one stack of slices."
             )
-    row, column = across[:3] / np.linalg.norm(across[:3]), across[3:] / np.linalg.norm(across[3:])
-    normal = np.cross(row, column)
-    order = np.argsort([p @ normal for p in at], kind="stable")
-    headers, at = [headers[n] for n in order], np.array([at[n] for n in order])
-    gaps = np.diff(at @ normal)
-    usual = float(np.median(gaps))
-    if gaps.min() < 1e-3:
-        same = headers[int(gaps.argmin())].path.name, headers[int(gaps.argmin()) + 1].path.name
-        raise MedXAIError(
-            f"The DICOM series '{first.description}' in '{path}' has several images at one place ('{same[0]}' and '{same[1]}'),"
-            " such as time points or echoes; give a folder with one volume."
-        )
-    step = (at[-1] - at[0]) / (len(at) - 1)
-    drift = np.linalg.norm(at - (at[0] + np.arange(len(at))[:, None] * step), axis=1).max()
-    if drift > _EVEN * usual or abs(gaps - usual).max() > _EVEN * usual:
-        worst = int(np.abs(gaps - usual).argmax())
-        many = round(gaps[worst] / usual) - 1
-        what = "unevenly spaced"
-        if many > 0 and abs(gaps[worst] / usual - many - 1) < _EVEN:
-            what = f"missing {many} slice{'s' * (many > 1)}"
-        raise MedXAIError(
-            f"The DICOM series '{first.description}' in '{path}' is {what}: {gaps[worst]:.3g} mm between '{headers[worst].path.name}'"
-            f" and '{headers[worst + 1].path.name}', {usual:.3g} mm elsewhere; export it again, or resample it in Slicer."
-        )
+    order, step = _even(
+        np.array(at), across, [h.path.name for h in headers], f"DICOM series '{first.description}' in '{path}'"
+    )
+    headers, origin = [headers[n] for n in order], at[order[0]]
     planes, image = [], None
     for header in headers:
         image = _pixels(header)
@@ -191,11 +170,89 @@ def _stack(path, headers) -> Volume:
         array = array.astype(np.float32)
     elif array.dtype == np.int32 and array.min() >= -32768 and array.max() <= 32767:
         array = array.astype(np.int16)  # GDCM widens where slope and intercept could overflow; these did not
-    matrix = np.eye(4)
-    width, height = image.GetSpacing()[:2] if spacing is None else spacing[::-1]
-    matrix[:3] = np.stack([row * width, column * height, step, at[0]], 1)
     attributes, unit = _about(first)
+    matrix = _matrix(across, image.GetSpacing()[1::-1] if spacing is None else spacing, step, origin)
     return Volume(array, ras(matrix), first.description if first.text("0008|103e") else path.name, unit, attributes)
+
+
+def _even(at: np.ndarray, across: np.ndarray, names: list[str], what: str) -> tuple[np.ndarray, np.ndarray]:
+    """The order of slices along their normal, and the step between them (mm, LPS); uneven ones are refused.
+
+    The step need not be along the normal: a tilted gantry keeps every slice where it was.
+    """
+    normal = np.cross(across[:3], across[3:])
+    order = np.argsort(at @ normal, kind="stable")
+    at, names = at[order], [names[n] for n in order]
+    gaps = np.diff(at @ normal)
+    usual = float(np.median(gaps))
+    if gaps.min() < 1e-3:
+        n = int(gaps.argmin())
+        raise MedXAIError(
+            f"The {what} has several images at one place ('{names[n]}' and '{names[n + 1]}'), such as time points or echoes;"
+            " give a folder with one volume."
+        )
+    step = (at[-1] - at[0]) / (len(at) - 1)
+    drift = np.linalg.norm(at - (at[0] + np.arange(len(at))[:, None] * step), axis=1).max()
+    if drift > _EVEN * usual or np.abs(gaps - usual).max() > _EVEN * usual:
+        worst = int(np.abs(gaps - usual).argmax())
+        many = round(gaps[worst] / usual) - 1
+        fault = "is unevenly spaced"
+        if many > 0 and abs(gaps[worst] / usual - many - 1) < _EVEN:
+            fault = f"is missing {many} slice{'s' * (many > 1)}"
+        raise MedXAIError(
+            f"The {what} {fault}: {gaps[worst]:.3g} mm between '{names[worst]}' and '{names[worst + 1]}', {usual:.3g} mm elsewhere;"
+            " export it again, or resample it in Slicer."
+        )
+    return order, step
+
+
+def _matrix(across, spacing, step, origin) -> np.ndarray:
+    """IJK to LPS from row and column direction, (row, column) spacing, step between slices and first position."""
+    row, column = across[:3] / np.linalg.norm(across[:3]), across[3:] / np.linalg.norm(across[3:])
+    matrix = np.eye(4)
+    matrix[:3] = np.stack([row * spacing[1], column * spacing[0], step, origin], 1)
+    return matrix
+
+
+def _frames(header: _Header, frames: int) -> Volume:
+    """An enhanced (multi-frame) object, each frame where its own header puts it."""
+    from .io import _one_channel, ras, stem, to_volume
+
+    attributes, unit = _about(header)
+    data = _pydicom("a DICOM file of several frames").dcmread(header.path, stop_before_pixels=True)
+    image = _pixels(header)
+    try:
+        groups = data.PerFrameFunctionalGroupsSequence
+        shared = data.SharedFunctionalGroupsSequence[0]
+        at = np.array([_group(f, shared, "PlanePositionSequence").ImagePositionPatient for f in groups], float)
+        turns = np.array([_group(f, shared, "PlaneOrientationSequence").ImageOrientationPatient for f in groups], float)
+        sizes = np.array([_group(f, shared, "PixelMeasuresSequence").PixelSpacing for f in groups], float)
+    except (AttributeError, KeyError, IndexError):
+        if header.text("0008|0060") == "NM":  # no groups there, but ITK reads its geometry
+            return to_volume(image, stem(header.path), header.path, unit, attributes)
+        raise MedXAIError(f"'{header.path}' is a film of {frames} frames; save the frame you mean by itself.") from None
+    if np.ptp(turns, axis=0).max() > 1e-3 or np.ptp(sizes, axis=0).max() > 1e-3:
+        raise MedXAIError(
+            f"The frames of '{header.path}' differ in spacing or direction; save one stack of slices by itself."
+        )
+    order, step = _even(at, turns[0], [f"frame {n + 1}" for n in range(frames)], f"DICOM file '{header.path}'")
+    array = _one_channel(image, header.path)[order]
+    array = array.astype(np.float32) if array.dtype == np.float64 else array
+    del attributes["stored_range"]  # slope and intercept may differ from frame to frame
+    matrix = _matrix(turns[0], sizes[0], step, at[order[0]])
+    return Volume(array, ras(matrix), stem(header.path), unit, attributes)
+
+
+def _group(frame, shared, kind):
+    return (frame[kind] if kind in frame else shared[kind])[0]
+
+
+def _pydicom(what: str):
+    try:
+        import pydicom
+    except ImportError:
+        raise MedXAIError(f"Reading {what} needs pydicom; install it (pip install pydicom).", kind="missing") from None
+    return pydicom
 
 
 def _about(header: _Header) -> tuple[dict, str]:
@@ -222,12 +279,7 @@ def _about(header: _Header) -> tuple[dict, str]:
 
 def read_segmentation(path: Path):
     """Segment names of a DICOM SEG (a file, or the only one in a folder), and a function that gives one as a mask."""
-    try:
-        import pydicom
-    except ImportError:
-        raise MedXAIError(
-            "Reading a DICOM segmentation needs pydicom; install it (pip install pydicom).", kind="missing"
-        ) from None
+    pydicom = _pydicom("a DICOM segmentation")
     if path.is_dir():
         found = [
             f for f in sorted(path.rglob("*")) if f.is_file() and (h := _header(f)) and h.text("0008|0060") == "SEG"
@@ -253,18 +305,13 @@ def _segment(data, number: int, name: str) -> Volume:
     shared = data.SharedFunctionalGroupsSequence[0]
     frames = data.PerFrameFunctionalGroupsSequence
 
-    def group(frame, kind):
-        return (frame[kind] if kind in frame else shared[kind])[0]
-
-    across = np.array(group(frames[0], "PlaneOrientationSequence").ImageOrientationPatient, float)
-    measures = group(frames[0], "PixelMeasuresSequence")
-    height, width = (float(v) for v in measures.PixelSpacing)
-    row, column = across[:3], across[3:]
-    normal = np.cross(row, column)
-    at = np.array([group(f, "PlanePositionSequence").ImagePositionPatient for f in frames], float)
+    across = np.array(_group(frames[0], shared, "PlaneOrientationSequence").ImageOrientationPatient, float)
+    measures = _group(frames[0], shared, "PixelMeasuresSequence")
+    normal = np.cross(across[:3], across[3:])
+    at = np.array([_group(f, shared, "PlanePositionSequence").ImagePositionPatient for f in frames], float)
     mine = [
         n for n, f in enumerate(frames)
-        if int(group(f, "SegmentIdentificationSequence").ReferencedSegmentNumber) == number
+        if int(_group(f, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber) == number
     ]  # fmt: skip
     along = at @ normal
     levels = np.unique(np.round(along, 3))
@@ -279,6 +326,5 @@ def _segment(data, number: int, name: str) -> Volume:
     array = np.zeros((int(planes.max().round()) + 1, *pixels.shape[1:]), np.uint8)
     for n in mine:
         array[int(planes[n].round())] |= (pixels[n] >= half).astype(np.uint8)
-    matrix = np.eye(4)
-    matrix[:3] = np.stack([row * width, column * height, normal * step, at[int(along.argmin())]], 1)
-    return Volume(array, ras(matrix), name)
+    spacing = [float(v) for v in measures.PixelSpacing]
+    return Volume(array, ras(_matrix(across, spacing, normal * step, at[int(along.argmin())])), name)

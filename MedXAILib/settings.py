@@ -72,7 +72,7 @@ class About:
         """The value in the setting's type; refused with a sentence that names the setting."""
         if value is None and self.optional:
             return None
-        told = f"The setting '{self.title.lower()}' ({self.option})"
+        told, given = f"The setting '{self.title.lower()}' ({self.option})", value
         try:
             if self.kind is tuple:
                 if isinstance(value, str):
@@ -83,7 +83,7 @@ class About:
             else:
                 value = _plain(self.kind, value)
         except (TypeError, ValueError, OverflowError):
-            raise MedXAIError(f"{told} cannot be {value!r}; it takes {self.takes}.") from None
+            raise MedXAIError(f"{told} cannot be {given!r}; it takes {self.takes}.") from None
         for one in value if self.kind is tuple else (value,):
             if isinstance(one, float) and not math.isfinite(one):
                 raise MedXAIError(f"{told} must be a finite number.")

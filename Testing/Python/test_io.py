@@ -449,6 +449,43 @@ def test_monochrome1_is_turned_over_within_the_stored_range(tmp_path, packed):
     np.testing.assert_array_equal(read_volume(tmp_path / "8.dcm").array[0], 255 - eight)
 
 
+def enhanced(path, places):
+    """A multi-frame CT whose frames lie at ``places`` along the z axis, in that order in the file."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import Dataset
+
+    def one(**values):
+        item = Dataset()
+        for name, value in values.items():
+            setattr(item, name, value)
+        return pydicom.sequence.Sequence([item])
+
+    array = np.stack([np.full((4, 5), n * 10, np.int16) for n in range(len(places))])
+    frames = [one(PlanePositionSequence=one(ImagePositionPatient=[1, 2, z]))[0] for z in places]
+    shared = one(
+        PlaneOrientationSequence=one(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        PixelMeasuresSequence=one(PixelSpacing=[0.8, 0.6], SliceThickness=2),
+        PixelValueTransformationSequence=one(RescaleSlope="2", RescaleIntercept="-100", RescaleType="HU"),
+    )
+    dicom(path, array, SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1", SharedFunctionalGroupsSequence=shared,
+          PerFrameFunctionalGroupsSequence=pydicom.sequence.Sequence(frames))  # fmt: skip
+
+
+def test_frames_lie_where_their_headers_say(tmp_path):
+    for places, values in (
+        ([0, 2, 4, 6], [-100, -80, -60, -40]),
+        ([6, 4, 2, 0], [-40, -60, -80, -100]),
+        ([0, 4, 2, 6], [-100, -60, -80, -40]),
+    ):
+        enhanced(tmp_path / "e.dcm", places)
+        volume = read_volume(tmp_path / "e.dcm")
+        assert volume.array[:, 0, 0].tolist() == values and volume.unit == "HU"
+        np.testing.assert_allclose(volume.ijk_to_ras[:3], [[-0.6, 0, 0, -1], [0, -0.8, 0, -2], [0, 0, 2, 0]])
+    enhanced(tmp_path / "gap.dcm", [0, 2, 4, 8])
+    with pytest.raises(MedXAIError, match="missing 1 slice: 4 mm between 'frame 3' and 'frame 4'"):
+        read_volume(tmp_path / "gap.dcm")
+
+
 def test_signed_numbers_know_their_range(tmp_path):
     dicom(tmp_path / "a.dcm", np.array([[-5, 7]], np.int16))
     volume = read_volume(tmp_path / "a.dcm")
