@@ -33,17 +33,3 @@ def require_slicer() -> None:
             " 'pip install medxai[scene]' (never into Slicer's own Python).",
             kind="missing",
         )
-
-
-def save_scene(explanation, volumes, segment, path) -> None:
-    """Write an explanation as `scene.mrb`; see `bundle.save_scene`."""
-    from .bundle import save_scene
-
-    save_scene(explanation, volumes, segment, path)
-
-
-def report(explanation, volumes, path) -> None:
-    """Write an explanation as `report.png`; see `report.report`."""
-    from . import report as module
-
-    module.report(explanation, volumes, path)

@@ -40,11 +40,13 @@ def save_scene(explanation: Explanation, volumes: list[Volume], segment: Volume 
 def build(host, explanation: Explanation, volumes: list[Volume], segment: Volume | None = None):
     """The same in a headless host's scene, unsaved; returns the `write.Run`."""
     from . import segments
+    from .layers import window_of
     from .nodes import place
     from .write import Run
 
     scene = host.scene
-    inputs = [add_input(scene, volume) for volume in volumes]
+    windows = [window_of(explanation, volume) if n == 0 else None for n, volume in enumerate(volumes)]
+    inputs = [add_input(scene, volume, window) for volume, window in zip(volumes, windows)]
     segmentation = None
     if segment is not None:
         segmentation = segments.add_segmentation(scene, f"{segment.name} segmentation", inputs[0])
@@ -63,7 +65,7 @@ def title_of(explanation: Explanation) -> str:
     return f"{explanation.title}: {model}" if model else explanation.title
 
 
-def add_input(scene, volume: Volume):
+def add_input(scene, volume: Volume, window: tuple[float, float] | None = None):
     """A volume as an input node, in a window that shows it."""
     import slicer
 
@@ -74,7 +76,7 @@ def add_input(scene, volume: Volume):
     shown = slicer.vtkMRMLScalarVolumeDisplayNode()
     shown.SetName(f"{volume.name} display")
     shown.SetAutoWindowLevel(False)
-    shown.SetWindowLevelMinMax(*layers.window(volume.array))
+    shown.SetWindowLevelMinMax(*(window or layers.window(volume.array)))
     shown.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
     scene.AddNode(shown)
     node.SetAndObserveDisplayNodeID(shown.GetID())

@@ -30,7 +30,7 @@ def fill(node, columns: dict, units: dict | None = None) -> None:
     with modifying(node):
         for name in [inner.GetColumnName(n) for n in range(inner.GetNumberOfColumns())]:
             if name not in columns:
-                node.RemoveColumn(name)
+                node.RemoveColumn(node.GetColumnIndex(name))
         for name, values in columns.items():
             array = _column(values)
             array.SetName(name)
@@ -40,7 +40,7 @@ def fill(node, columns: dict, units: dict | None = None) -> None:
                 known.Modified()
                 continue
             if known is not None:
-                node.RemoveColumn(name)
+                node.RemoveColumn(node.GetColumnIndex(name))
             inner.AddColumn(array)
             if isinstance(array, vtk.vtkDoubleArray):
                 # An undefined number survives saving: without it an empty cell would be read as 0.
@@ -84,6 +84,10 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
     rows = len(next(iter(columns.values()))) if columns else 0
     columns.update({column: np.full(rows, value) for column, value in ends.items()})
     fill(made["table"], columns, curve.units)
+    for series in [one for one in made["series"] if one.GetYColumnName() not in columns]:
+        made["series"].remove(series)
+        made["chart"].RemovePlotSeriesNodeID(series.GetID())
+        scene.RemoveNode(series)
     new, known = [], {series.GetYColumnName(): series for series in made["series"]}
     with modifying(made["chart"]) as chart:
         chart.SetTitle(curve.title)

@@ -55,8 +55,7 @@ def display(scene, node, layer: Layer, input_node=None):
                 shown.SetAndObserveColorNodeID(given.GetColorNodeID() or _GREY)
                 shown.SetInterpolate(given.GetInterpolate())
                 shown.SetInvertDisplayScalarRange(given.GetInvertDisplayScalarRange())
-                if layer.low is None or layer.high is None:
-                    low, high = given.GetWindowLevelMin(), given.GetWindowLevelMax()
+                given = given if layer.low is None or layer.high is None else None
             else:
                 shown.SetAndObserveColorNodeID(_GREY)
             shown.SetApplyThreshold(False)
@@ -68,7 +67,10 @@ def display(scene, node, layer: Layer, input_node=None):
                 *((-3.4e38, 3.4e38) if layer.kind == "signed" else (low + colors.NOTHING * (high - low), 3.4e38))
             )
             shown.SetApplyThreshold(layer.kind != "signed")
-        shown.SetWindowLevelMinMax(low, high)
+        if layer.kind == "image" and given is not None:
+            shown.SetWindowLevel(given.GetWindow(), given.GetLevel())
+        else:
+            shown.SetWindowLevelMinMax(low, high)
     if node.GetDisplayNode() is None:
         shown.SetName(f"{node.GetName()} display")
         scene.AddNode(shown)
@@ -113,6 +115,36 @@ def window(array: np.ndarray) -> tuple[float, float]:
     values = _some(array)
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.5))) if len(values) else (0.0, 1.0)
     return (low, high) if low < high else (low, low + 1.0)
+
+
+def window_of(explanation, volume: Volume) -> tuple[float, float]:
+    """A window for an input that shows what an explanation changed: from the voxels around the change, before and after.
+
+    A chest CT in a window of everything from air to bone would hide what happens in the liver.
+    """
+    changed = next((layer.volume for layer in explanation.maps.values() if layer.kind == "signed"), None)
+    if changed is None or changed.shape != volume.shape:
+        return window(volume.array)
+    low, high = bounds(changed.array)
+    box = tuple(slice(max(0, a - (b - a) // 4 - 2), b + (b - a) // 4 + 2) for a, b in zip(low, high))
+    images = [volume.array] + [layer.volume.array for layer in explanation.maps.values() if layer.kind == "image"]
+    values = np.concatenate([_some(image[box]) for image in images if image.shape == volume.shape])
+    if not len(values):
+        return window(volume.array)
+    low, high = (float(v) for v in np.percentile(values, (1, 99)))
+    return (low, high) if low < high else window(volume.array)
+
+
+def bounds(array: np.ndarray) -> tuple[list[int], list[int]]:
+    """First and one past the last index of the box that holds all non-zero voxels; the first voxel when there is none."""
+    low, high = [0, 0, 0], list(array.shape)
+    for axis in range(3):
+        box = array[tuple(slice(a, b) for a, b in zip(low, high))]
+        found = np.flatnonzero(box.any(axis=tuple(n for n in range(3) if n != axis)))
+        if not len(found):
+            return [0, 0, 0], [1, 1, 1]
+        low[axis], high[axis] = low[axis] + int(found[0]), low[axis] + int(found[-1]) + 1
+    return low, high
 
 
 def _some(array: np.ndarray, nonzero: bool = False, enough: int = 500_000) -> np.ndarray:

@@ -37,7 +37,7 @@ def volume(node, copy: bool = False) -> Volume:
         raise MedXAIError(f"'{name}' holds no voxels; load a volume into it or choose another one.")
     if node.IsA("vtkMRMLLabelMapVolumeNode"):
         raise MedXAIError(f"'{name}' is a label map; choose the image it belongs to.")
-    if not node.IsA("vtkMRMLScalarVolumeNode") or node.IsA("vtkMRMLTensorVolumeNode"):
+    if not node.IsA("vtkMRMLScalarVolumeNode") or node.IsA("vtkMRMLDiffusionTensorVolumeNode"):
         raise MedXAIError(f"'{name}' is not a scalar volume; choose an image with one value per voxel.")
     components = image.GetNumberOfScalarComponents()
     if components == 1:

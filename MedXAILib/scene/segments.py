@@ -9,6 +9,7 @@ import vtk
 from ..explanation import Patch
 from ..volume import Volume
 from . import colors
+from .layers import bounds
 from .nodes import array_of, matrix_of, voxels
 
 
@@ -65,18 +66,6 @@ def _labels(data: Volume | Patch, grid: np.ndarray):
     labels.SetImageToWorldMatrix(matrix_of(grid))
     np.not_equal(box, 0, out=voxels(labels).view(bool))
     return labels
-
-
-def bounds(array: np.ndarray) -> tuple[list[int], list[int]]:
-    """First and one past the last index of the box that holds all non-zero voxels; the first voxel when there is none."""
-    low, high = [0, 0, 0], list(array.shape)
-    for axis in range(3):
-        box = array[tuple(slice(a, b) for a, b in zip(low, high))]
-        found = np.flatnonzero(box.any(axis=tuple(n for n in range(3) if n != axis)))
-        if not len(found):
-            return [0, 0, 0], [1, 1, 1]
-        low[axis], high[axis] = low[axis] + int(found[0]), low[axis] + int(found[-1]) + 1
-    return low, high
 
 
 def grid_of(volume_node) -> np.ndarray:
