@@ -348,6 +348,42 @@ def test_grey_levels_that_run_away_are_capped_not_computed(radiomics):
     assert of(mask, image, names, max_bins=10).notes
 
 
+def test_many_grey_levels_have_the_extractors_values(radiomics):
+    image, mask = blob(16, (1, 40, 40))
+    for width in (30, 8):  # about 50 and 180 bins, many of them empty
+        found = compute(Volume(image, np.eye(4)), Volume(mask, np.eye(4)), "glcm", bin_width=width)
+        names = list(features.CLASSES["glcm"])
+        assert_equal(found, extractor(image, mask, names, (1, 1, 1), flat=0, bin_width=width))
+
+
+def test_the_maximal_correlation_is_pyradiomics_own_for_any_number_of_levels(radiomics):
+    from radiomics.glcm import RadiomicsGLCM
+
+    from MedXAILib.features.radiomic import _maximal_correlation
+
+    class Other:
+        pass
+
+    rng = np.random.default_rng(0)
+    for levels, seen, spread in ((2, 30, 1), (20, 300, 3), (49, 300, 2), (60, 9000, 5), (90, 60, 3), (80, 900, 80)):
+        counts = np.zeros((levels, levels, 2))
+        for angle in range(2):  # few pairs of many levels: separate groups, levels without a neighbour
+            first = rng.integers(0, levels, seen)
+            second = np.clip(first + rng.normal(size=seen) * spread, 0, levels - 1).astype(int)
+            np.add.at(counts[..., angle], (first, second), 1)
+        counts += counts.transpose(1, 0, 2)
+        counts /= counts.sum((0, 1))
+        other, eps = Other(), np.spacing(1)
+        other.P_glcm = counts[None]
+        other.coefficients = {
+            "px": counts[None].sum(2, keepdims=True),
+            "py": counts[None].sum(1, keepdims=True),
+            "eps": eps,
+        }
+        expected = float(np.real(RadiomicsGLCM.getMCCFeatureValue(other))[0])
+        assert _maximal_correlation(counts) == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_flat_region_has_the_extractors_values(radiomics):
     mask = blob(14, (9, 9, 9))[1]
     image = np.full(mask.shape, 50.0)
