@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ctk
 import qt
 import slicer
@@ -20,6 +22,7 @@ from .inputs import VolumeRows
 from .live_run import LiveRun
 from .model_picker import ModelPicker, library
 from .neuron import NeuronRows
+from .parts import section, toolButton
 from .results import ResultSection
 from .run_control import RunControl
 from .run_state import RunState
@@ -49,7 +52,7 @@ class DreamPanel(VTKObservationMixin):
         self.parent, self.logic = parent, logic
         self.parameters = None
         self._tag = None
-        self._repeating = False
+        self._filling = False
         self.environment = environments.Environment(lambda: worker_session.workerPython() or None)
         self._unobserveWorker = lambda: None
         self._build(layout)
@@ -67,22 +70,18 @@ class DreamPanel(VTKObservationMixin):
         disclaimer.wordWrap = True
         layout.addWidget(disclaimer)
 
-        inputs = _section(layout, _("Inputs"))
+        inputs = section(layout, _("Inputs"), qt.QFormLayout)
         self.picker = ModelPicker(inputs, "segmentation", self._onModelChosen)
         self.trust = TrustRow(inputs, self._check)
         self.volumes = VolumeRows(inputs, self._onVolumesChanged)
         self.picker.addLabelRow(inputs, _("The network's answer for this label is raised."))
 
-        where = _section(layout, _("Voxel"))
+        where = section(layout, _("Voxel"), qt.QFormLayout)
         self.neuron = NeuronRows(where, lambda: self.volumes.nodes[0], self._check)
 
-        settings = _section(layout, _("Settings"))
+        settings = section(layout, _("Settings"), qt.QFormLayout)
         self.referenceEdit = qt.QLineEdit()
         self.referenceEdit.placeholderText = _("none")
-        browse = qt.QToolButton()
-        browse.text = "…"
-        browse.toolTip = _("Choose a reference distribution.")
-        browse.connect("clicked(bool)", lambda _checked=False: self._chooseReference())
         self.deviceCombo = qt.QComboBox()
         self.deviceCombo.connect("currentIndexChanged(int)", self._onDevice)
         advancedButton = ctk.ctkCollapsibleButton()
@@ -93,7 +92,7 @@ class DreamPanel(VTKObservationMixin):
         self.form = SettingsForm(DreamSettings, settings, advanced, own)
         row = qt.QHBoxLayout()
         row.addWidget(self.referenceEdit, 1)
-        row.addWidget(browse)
+        toolButton(row, "…", _("Choose a reference distribution."), self._chooseReference)
         settings.addRow(_("Reference:"), row)
         self.featuresLabel = qt.QLabel()
         self.featuresLabel.wordWrap = True
@@ -107,9 +106,7 @@ class DreamPanel(VTKObservationMixin):
         settings.addRow(advancedButton)
 
         self.control = RunControl(layout, self.apply, self.cancel, _("Dream"), self._facts, self._names)
-        self.results = ResultSection(
-            _section(layout, _("Result"), qt.QVBoxLayout), METHOD, self.repeat, self.control.log
-        )
+        self.results = ResultSection(section(layout, _("Result")), METHOD, self.repeat, self.control.log)
         layout.addStretch(1)
 
     def _chooseReference(self):
@@ -195,29 +192,29 @@ class DreamPanel(VTKObservationMixin):
         self._check()
 
     def _onDevice(self, _index):
-        if self.parameters is not None and not self._repeating and self.deviceCombo.currentIndex >= 0:
+        if self.parameters is not None and not self._filling and self.deviceCombo.currentIndex >= 0:
             self.parameters.device = self.deviceCombo.itemData(self.deviceCombo.currentIndex)
 
     def _fillDevices(self):
-        self._repeating = True
+        self._filling = True
         self.deviceCombo.clear()
         self.deviceCombo.addItem(_("automatic"), "auto")
         names = [one["name"] for one in worker_session.client().environment.get("devices", ())]
         for name in dict.fromkeys(["cpu", *names]):
             self.deviceCombo.addItem(worker_session.device(name), name)
-        self._repeating = False
+        self._filling = False
         self._showDevice()
 
     def _showDevice(self):
         if self.parameters is None:
             return
-        self._repeating = True
+        self._filling = True
         index = self.deviceCombo.findData(self.parameters.device)
         if index < 0:
             self.deviceCombo.addItem(self.parameters.device, self.parameters.device)
             index = self.deviceCombo.count - 1
         self.deviceCombo.setCurrentIndex(index)
-        self._repeating = False
+        self._filling = False
 
     def _onWorker(self, what, value):
         if what == "environment":
@@ -242,9 +239,14 @@ class DreamPanel(VTKObservationMixin):
         reason = reason or self.picker.problem or self.trust.problem or self.volumes.problem or point
         if not reason:
             try:
-                self.settings()
+                settings = self.settings()
             except MedXAIError as error:
                 reason = error.message
+            else:
+                if settings.reference and not Path(settings.reference).is_file():
+                    reason = _("The reference '{path}' does not exist; choose another file or clear it.").format(
+                        path=settings.reference
+                    )
         self.control.setReason(reason)
 
     # -- a run ---------------------------------------------------------------------------------------------------------------
@@ -275,8 +277,9 @@ class DreamPanel(VTKObservationMixin):
                 )
                 node, segmentId = chosen or (None, "")
                 title = _("DeepDream: {label} ({model})").format(label=self.picker.label, model=package.name)
-                first = {"dream": volumes[0].with_array(volumes[0].array.astype("float32"))}
+                first = {"dream": volumes[0].with_array(volumes[0].array.astype("float32", copy=False))}
                 self.live.start(worker_session.client(), request, nodes, title, node, segmentId, first)
+                self.results.setLive(self.live)
         except MedXAIError as error:
             self.control.setState(RunState.FAILED, error.message, error.hint)
 
@@ -285,8 +288,7 @@ class DreamPanel(VTKObservationMixin):
         self.live.cancel()
 
     def _onFinished(self, folder, explanation):
-        if folder:
-            self.results.refresh(folder)
+        self.results.refresh(folder)
         self._check()
 
     def repeat(self, known: dict):
@@ -349,12 +351,3 @@ class DreamPanel(VTKObservationMixin):
             segmentation = node.GetSegmentation()
             names += [segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())]
         return names + [slicer.mrmlScene.GetURL() or ""]
-
-
-def _section(layout, title: str, kind=qt.QFormLayout):
-    """A collapsible section; gives the layout inside it."""
-    button = ctk.ctkCollapsibleButton()
-    button.text = title
-    inside = kind(button)
-    layout.addWidget(button)
-    return inside

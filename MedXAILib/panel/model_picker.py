@@ -10,6 +10,7 @@ from .. import resources
 from ..errors import MedXAIError
 from ..package import Package
 from .library import Entry, Library
+from .parts import toolButton
 
 
 def library() -> Library:
@@ -54,13 +55,10 @@ class ModelPicker:
         self.combo = qt.QComboBox()
         self.combo.objectName = "modelCombo"
         self.combo.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Fixed)
-        self.manageButton = qt.QToolButton()
-        self.manageButton.text = "…"
-        self.manageButton.toolTip = _("Add, describe and test models (module MedXAI Models).")
-        self.manageButton.connect("clicked(bool)", lambda _checked=False: slicer.util.selectModule("MedXAIModels"))
         row = qt.QHBoxLayout()
         row.addWidget(self.combo, 1)
-        row.addWidget(self.manageButton)
+        manage = _("Add, describe and test models (module MedXAI Models).")
+        toolButton(row, "…", manage, lambda: slicer.util.selectModule("MedXAIModels"))
         layout.addRow(_("Model:"), row)
         self.summaryLabel = qt.QLabel()
         self.summaryLabel.wordWrap = True
@@ -86,6 +84,9 @@ class ModelPicker:
             self.combo.addItem(entry.title)
             self.combo.setItemData(self.combo.count - 1, str(entry.folder), qt.Qt.ToolTipRole)
         self._filling = False
+        if not folder and len(self._entries) == 1 and self._entries[0].package is not None:
+            self.combo.setCurrentIndex(1)  # there is nothing to choose between: the panel is told
+            return
         self.choose(folder, label)
 
     def choose(self, folder: str, label: str = ""):

@@ -11,18 +11,14 @@ from slicer.i18n import tr as _
 
 from ..errors import MedXAIError
 from ..worker.jobs import RunRequest
-from . import environment as environments
 from . import worker_session
 from .application import waitCursor
+from .environment_section import EnvironmentSection
 from .model_details import detailsHtml, layersOf
 from .model_picker import library
+from .parts import button, readable, section
 from .trust import TrustRow
-
-PHASES = {
-    "stopped": _("not running: it starts with the first run"),
-    "starting": _("starting"),
-    "ready": _("running"),
-}
+from .worker_section import WorkerSection
 
 
 class ModelsPanel:
@@ -38,14 +34,12 @@ class ModelsPanel:
 
     def __init__(self, parent, layout):
         self.parent = parent
-        self.environment = environments.Environment(lambda: worker_session.workerPython() or None)
         self._entries = []
         self._job = None
         self._began = 0.0
-        self._unobserve = lambda: None
-        self._buildModels(_section(layout, _("Models")))
-        self._buildEnvironment(_section(layout, _("Environment")))
-        self._buildWorker(_section(layout, _("Worker")))
+        self._buildModels(section(layout, _("Models")))
+        self.environment = EnvironmentSection(parent, section(layout, _("Environment")))
+        self.worker = WorkerSection(section(layout, _("Worker")))
         layout.addStretch(1)
         self.enter()
 
@@ -53,20 +47,18 @@ class ModelsPanel:
 
     def enter(self):
         """The panel is opened: look again."""
-        self._unobserve()
-        self._unobserve = worker_session.client().observe(self._onWorker)
         self.refreshModels()
-        self.environment.refresh(self._onEnvironment)
-        self._showWorker()
+        self.environment.refresh()
+        self.worker.enter()
 
     def exit(self):
         """Another module is opened."""
 
     def cleanup(self):
         """The panel goes away."""
-        self._unobserve()
         self._forgetJob()
-        self.environment.stop()
+        self.environment.environment.stop()
+        self.worker.stop()
 
     # -- models --------------------------------------------------------------------------------------------------------------
 
@@ -77,10 +69,10 @@ class ModelsPanel:
         self.list.connect("currentRowChanged(int)", lambda _row: self._showModel())
         layout.addWidget(self.list)
         row = qt.QHBoxLayout()
-        self.addButton = _button(
+        self.addButton = button(
             row, _("Add…"), _("Add the folder of a model package (model.json and its weights)."), self._browse
         )
-        self.removeButton = _button(
+        self.removeButton = button(
             row, _("Remove from list"), _("The folder and its files stay where they are."), self.remove
         )
         layout.addLayout(row)
@@ -102,16 +94,12 @@ class ModelsPanel:
         form.addRow(_("Test on:"), self.testVolume)
         layout.addLayout(form)
         row = qt.QHBoxLayout()
-        self.describeButton = _button(
+        self.describeButton = button(
             row, _("Describe layers"), _("The worker loads the model and lists its layers."), self.describe
         )
-        self.testButton = _button(row, _("Test"), _("The worker loads the model and computes one step on the volume; nothing is kept."), self.test)  # fmt: skip
+        self.testButton = button(row, _("Test"), _("The worker loads the model and computes one step on the volume; nothing is kept."), self.test)  # fmt: skip
         layout.addLayout(row)
-        self.message = qt.QLabel()
-        self.message.objectName = "modelMessage"
-        self.message.wordWrap = True
-        self.message.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
-        layout.addWidget(self.message)
+        self.message = readable(layout, "modelMessage")
         self.layers = qt.QTreeWidget()
         self.layers.setHeaderLabels([_("Layer"), _("Kind"), _("Shape")])
         self.layers.rootIsDecorated = False
@@ -259,143 +247,3 @@ class ModelsPanel:
         job, self._job = self._job, None
         if job is not None and not job.finished:
             job.cancel()
-
-    # -- environment ---------------------------------------------------------------------------------------------------------
-
-    def _buildEnvironment(self, layout):
-        form = qt.QFormLayout()
-        layout.addLayout(form)
-        self.pythonEdit = qt.QLineEdit(worker_session.workerPython())
-        self.pythonEdit.placeholderText = _("Slicer's own")
-        self.pythonEdit.toolTip = _(
-            "The Python the worker runs in. Empty: Slicer's own, where Install puts what is missing."
-        )
-        self.pythonEdit.connect("editingFinished()", self._onPython)
-        browse = qt.QToolButton()
-        browse.text = "…"
-        browse.connect("clicked(bool)", lambda _checked=False: self._browsePython())
-        row = qt.QHBoxLayout()
-        row.addWidget(self.pythonEdit, 1)
-        row.addWidget(browse)
-        form.addRow(_("Python:"), row)
-        self.packages = qt.QTreeWidget()
-        self.packages.objectName = "packages"
-        self.packages.setHeaderLabels([_("Package"), _("Version"), _("What for")])
-        self.packages.rootIsDecorated = False
-        self.packages.maximumHeight = 170
-        layout.addWidget(self.packages)
-        row = qt.QHBoxLayout()
-        self.installButton = _button(row, _("Install"), "", self.install)
-        self.lookButton = _button(row, _("Look again"), _("After an installation outside this panel."), lambda: self.environment.refresh(self._onEnvironment))  # fmt: skip
-        layout.addLayout(row)
-        self.environmentMessage = qt.QLabel()
-        self.environmentMessage.objectName = "environmentMessage"
-        self.environmentMessage.wordWrap = True
-        self.environmentMessage.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
-        layout.addWidget(self.environmentMessage)
-
-    def _browsePython(self):
-        path = qt.QFileDialog.getOpenFileName(self.parent, _("Python for the worker"), self.pythonEdit.text)
-        if path:
-            self.pythonEdit.text = path
-            self._onPython()
-
-    def _onPython(self):
-        path = self.pythonEdit.text.strip()
-        if path != worker_session.workerPython():
-            worker_session.setWorkerPython(path)
-            self.environment.refresh(self._onEnvironment)
-
-    def _onEnvironment(self, said: str = ""):
-        packages = self.environment.packages or []
-        self.packages.clear()
-        for package in packages:
-            qt.QTreeWidgetItem(self.packages, [package.name, package.text, package.purpose])
-        for column in range(3):
-            self.packages.resizeColumnToContents(column)
-        lacking = environments.missing(packages)
-        self.installButton.enabled = bool(lacking)
-        self.installButton.toolTip = _("Asks first, then installs what is missing into Slicer's Python.") if lacking else _("Everything that is needed is installed.")  # fmt: skip
-        python = (
-            _("Python {version}.").format(version=self.environment.pythonVersion)
-            if self.environment.pythonVersion
-            else ""
-        )
-        parts = [said, self.environment.problem or python, environments.withoutFeatures(packages)]
-        self.environmentMessage.text = "\n".join(part for part in parts if part)
-
-    def install(self):
-        """Install what is missing, because somebody pressed the button."""
-        try:
-            said = " ".join(self.environment.install())
-        except MedXAIError as error:
-            said = " ".join((error.message, error.hint)).strip()
-        self.environment.refresh(lambda: self._onEnvironment(said))
-
-    # -- worker --------------------------------------------------------------------------------------------------------------
-
-    def _buildWorker(self, layout):
-        self.workerLabel = qt.QLabel()
-        self.workerLabel.objectName = "workerLabel"
-        self.workerLabel.wordWrap = True
-        layout.addWidget(self.workerLabel)
-        row = qt.QHBoxLayout()
-        self.startButton = _button(
-            row, _("Start"), _("Starts it now, so that the first run need not wait."), self.start
-        )
-        self.releaseButton = _button(row, _("Release memory"), _("The worker forgets its models and volumes and gives the device's memory back."), self.release)  # fmt: skip
-        self.stopButton = _button(
-            row, _("Stop"), _("Ends the worker and every run."), lambda: worker_session.client().shutdown()
-        )
-        layout.addLayout(row)
-
-    def start(self):
-        """Start the worker."""
-        try:
-            worker_session.client().start()
-        except MedXAIError as error:
-            self.workerLabel.text = error.message
-
-    def release(self):
-        """Let the worker forget what it holds."""
-        worker_session.client().release(self._onReleased)
-
-    def _onReleased(self, event):
-        if event.name == "released":
-            self._showWorker(_("{size:.0f} MB of models and volumes were released.").format(size=event.bytes / 2**20))
-        elif event.name == "error":
-            self._showWorker(event.message)
-
-    def _onWorker(self, what, _value):
-        if what in ("phase", "environment"):
-            self._showWorker()
-
-    def _showWorker(self, said: str = ""):
-        client = worker_session.client()
-        about = client.environment
-        running = client.phase != "stopped"
-        parts = [_("The background process is {phase}.").format(phase=PHASES[client.phase])]
-        if running and about.get("pid"):
-            parts.append(_("Process {pid}, Python {python}.").format(pid=about["pid"], python=about.get("python", "")))
-            parts += [worker_session.deviceText(one) for one in about.get("devices", ())]
-        if running and about.get("problem"):
-            parts.append(about["problem"])
-        self.workerLabel.text = "\n".join([*parts, said]).strip()
-        self.startButton.enabled = not running
-        self.releaseButton.enabled = self.stopButton.enabled = running
-
-
-def _section(layout, title: str):
-    button = ctk.ctkCollapsibleButton()
-    button.text = title
-    inside = qt.QVBoxLayout(button)
-    layout.addWidget(button)
-    return inside
-
-
-def _button(layout, text: str, toolTip: str, slot):
-    button = qt.QPushButton(text)
-    button.toolTip = toolTip
-    button.connect("clicked(bool)", lambda _checked=False: slot())
-    layout.addWidget(button)
-    return button

@@ -7,6 +7,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import MedXAIError
+from .parts import toolButton
 
 
 class NeuronRows:
@@ -34,14 +35,11 @@ class NeuronRows:
             "Hold Shift and move the mouse in a slice view to place the crosshair; then press here."
         )
         self.crosshairButton.connect("clicked(bool)", lambda _checked=False: self.takeFromCrosshair())
-        self.clearButton = _tool("✕", _("No voxel: the best place in the segment, or in the volume, is looked for."))
-        self.clearButton.connect("clicked(bool)", lambda _checked=False: self.setRas(None))
-        self.goButton = _tool("⌖", _("Show this voxel in the slice views."))
-        self.goButton.connect("clicked(bool)", lambda _checked=False: self.goTo())
         row = qt.QHBoxLayout()
         row.addWidget(self.rasEdit, 1)
-        row.addWidget(self.goButton)
-        row.addWidget(self.clearButton)
+        self.goButton = toolButton(row, "⌖", _("Show this voxel in the slice views."), self.goTo)
+        clear = _("No voxel: the best place in the segment, or in the volume, is looked for.")
+        self.clearButton = toolButton(row, "✕", clear, lambda: self.setRas(None))
         layout.addRow(_("Voxel (RAS):"), row)
         layout.addRow("", self.crosshairButton)
 
@@ -194,9 +192,3 @@ def _voxelText(volumeNode, ras) -> str:
             r=r, a=a, s=s
         )
     return text
-
-
-def _tool(text: str, toolTip: str):
-    button = qt.QToolButton()
-    button.text, button.toolTip = text, toolTip
-    return button

@@ -10,6 +10,7 @@ from slicer.util import VTKObservationMixin
 
 from ..scene import charts, layers, remove, repeat
 from ..scene.nodes import NAME, RUN, children, hierarchy
+from .parts import button
 
 CHART_LAYOUT = 36  # conventional views with a chart (vtkMRMLLayoutNode::SlicerLayoutConventionalPlotView)
 
@@ -33,6 +34,7 @@ class ResultSection(VTKObservationMixin):
         super().__init__()
         self._method, self._onRepeat, self._onMessage = method, onRepeat, onMessage
         self._layoutBefore = None
+        self._live = None
         self._browser = None
         self._updating = False
         self.folders: list[int] = []
@@ -61,11 +63,11 @@ class ResultSection(VTKObservationMixin):
         layout.addLayout(steps)
 
         first, second = qt.QHBoxLayout(), qt.QHBoxLayout()
-        self.chartButton = self._button(first, _("Show chart"), _("Shows the curves beside the slice views; press again for your own layout."), self._chart)  # fmt: skip
+        self.chartButton = button(first, _("Show chart"), _("Shows the curves beside the slice views; press again for your own layout."), self._chart)  # fmt: skip
         self.chartButton.checkable = True
-        self.showButton = self._button(first, _("Show in views"), _("Puts this run's layers into the slice views; zoom and slice stay."), self.show)  # fmt: skip
-        self.repeatButton = self._button(second, _("Repeat this run"), _("Fills the panel with this run's volume, model, voxel and settings."), self._repeat)  # fmt: skip
-        self.removeButton = self._button(second, _("Remove run"), _("Takes everything of this run out of the scene; volumes and models stay."), self._remove)  # fmt: skip
+        self.showButton = button(first, _("Show in views"), _("Puts this run's layers into the slice views; zoom and slice stay."), self.show)  # fmt: skip
+        self.repeatButton = button(second, _("Repeat this run"), _("Fills the panel with this run's volume, model, voxel and settings."), self._repeat)  # fmt: skip
+        self.removeButton = button(second, _("Remove run"), _("Takes everything of this run out of the scene; volumes and models stay."), self._remove)  # fmt: skip
         layout.addLayout(first)
         layout.addLayout(second)
 
@@ -82,12 +84,9 @@ class ResultSection(VTKObservationMixin):
         self._soon.connect("timeout()", self.refresh)
         self.observe()
 
-    def _button(self, layout, text, toolTip, slot):
-        button = qt.QPushButton(text)
-        button.toolTip = toolTip
-        button.connect("clicked(bool)", lambda _checked=False: slot())
-        layout.addWidget(button)
-        return button
+    def setLive(self, live):
+        """The run that is under way: its chart is the one to show."""
+        self._live = live
 
     # -- the list of runs --------------------------------------------------------------------------------------------------
 
@@ -153,7 +152,6 @@ class ResultSection(VTKObservationMixin):
         known = bool(self.folder)
         for widget in (self.runCombo, self.repeatButton, self.removeButton, self.showButton):
             widget.enabled = known
-        self.chartButton.enabled = bool(self.nodes("vtkMRMLPlotChartNode")) or self._layoutBefore is not None
         self.notesLabel.text = self._notes()
         self.notesLabel.visible = bool(self.notesLabel.text)
 
@@ -220,8 +218,12 @@ class ResultSection(VTKObservationMixin):
         self.chartButton.text = _("Hide chart") if self._layoutBefore is not None else _("Show chart")
 
     def showChart(self):
-        """The chosen run's chart in the chart views there are: the normalised curves where a reference was given."""
-        found = {node.GetAttribute(NAME): node for node in self.nodes("vtkMRMLPlotChartNode")}
+        """The chart of the run under way, else of the chosen one, in the chart views there are: normalised curves first."""
+        run = self._live.run if self._live is not None else None
+        if run is not None and run.curves:
+            found = {name: made["chart"] for name, made in run.curves.items()}
+        else:
+            found = {node.GetAttribute(NAME): node for node in self.nodes("vtkMRMLPlotChartNode")}
         chart = found.get("normalized") or next(iter(found.values()), None)
         if chart is not None:
             charts.show_chart(slicer.mrmlScene, chart)

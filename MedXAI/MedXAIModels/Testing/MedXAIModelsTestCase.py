@@ -65,8 +65,11 @@ class ModelsPanelTest(unittest.TestCase):
         self.assertTrue(self.panel.testButton.enabled)
 
     def test_environment_is_listed_without_importing_it(self):
-        self.assertTrue(waitFor(lambda: self.panel.packages.topLevelItemCount >= 6))
-        names = [self.panel.packages.topLevelItem(n).text(0) for n in range(self.panel.packages.topLevelItemCount)]
+        self.assertTrue(waitFor(lambda: self.panel.environment.packages.topLevelItemCount >= 6))
+        names = [
+            self.panel.environment.packages.topLevelItem(n).text(0)
+            for n in range(self.panel.environment.packages.topLevelItemCount)
+        ]
         self.assertIn("torch", names)
         self.assertNotIn("torch", sys.modules)
         self.assertNotIn("monai", sys.modules)
@@ -74,15 +77,15 @@ class ModelsPanelTest(unittest.TestCase):
     def test_worker_state_release_and_stop(self):
         from MedXAILib.panel import worker_session
 
-        self.assertIn("not running", self.panel.workerLabel.text)
-        self.panel.startButton.click()
-        self.assertTrue(waitFor(lambda: "Fake CPU" in self.panel.workerLabel.text), self.panel.workerLabel.text)
+        self.assertIn("not running", self.panel.worker.label.text)
+        self.panel.worker.startButton.click()
+        self.assertTrue(waitFor(lambda: "Fake CPU" in self.panel.worker.label.text), self.panel.worker.label.text)
         pid = worker_session.client().environment["pid"]
-        self.panel.releaseButton.click()
-        self.assertTrue(waitFor(lambda: "released" in self.panel.workerLabel.text), self.panel.workerLabel.text)
-        self.panel.stopButton.click()
+        self.panel.worker.releaseButton.click()
+        self.assertTrue(waitFor(lambda: "released" in self.panel.worker.label.text), self.panel.worker.label.text)
+        self.panel.worker.stopButton.click()
         self.assertTrue(waitFor(lambda: not group(pid), 3))
-        self.assertIn("not running", self.panel.workerLabel.text)
+        self.assertIn("not running", self.panel.worker.label.text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""Small parts every panel is made of."""
+
+from __future__ import annotations
+
+import ctk
+import qt
+
+
+def section(layout, title: str, kind=qt.QVBoxLayout):
+    """A collapsible section; gives the layout inside it."""
+    collapsible = ctk.ctkCollapsibleButton()
+    collapsible.text = title
+    inside = kind(collapsible)
+    layout.addWidget(collapsible)
+    return inside
+
+
+def button(layout, text: str, toolTip: str, slot):
+    """A push button that calls ``slot()``."""
+    made = qt.QPushButton(text)
+    made.toolTip = toolTip
+    made.connect("clicked(bool)", lambda _checked=False: slot())
+    layout.addWidget(made)
+    return made
+
+
+def toolButton(layout, text: str, toolTip: str, slot):
+    """A small button beside a widget."""
+    made = qt.QToolButton()
+    made.text, made.toolTip = text, toolTip
+    made.connect("clicked(bool)", lambda _checked=False: slot())
+    layout.addWidget(made)
+    return made
+
+
+def readable(layout, name: str):
+    """A label for sentences: wrapped, and its text can be copied."""
+    label = qt.QLabel()
+    label.objectName = name
+    label.wordWrap = True
+    label.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
+    layout.addWidget(label)
+    return label
