@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..errors import MedXAIError
-from ..models.crop import Box, aligned, around, tiles
+from ..models.crop import Box, aligned, around, tiles, whole
+from .components import Component
 
 
 class Ascent:
@@ -25,72 +24,109 @@ class Ascent:
         Output channel.
     point : tuple of int
         The output voxel, on the network's grid.
+    foreground : ndarray of bool
+        The prediction of the label on the whole grid at the start.
     field : ReceptiveField
         Where it is not exact, everything is computed on the whole grid.
     settings : DreamSettings
         step_size, normalize, clamp, jitter, blur, total_variation, l2, seed.
     limits : (Tensor, Tensor)
         Intensity range per channel in network units, broadcastable to x.
+    multiple : int or sequence of int
+        Sizes the network takes.
     """
 
-    def __init__(self, model, x, label, point, field, settings, limits, multiple=1):
+    def __init__(self, model, x, label, point, foreground, field, settings, limits, multiple=1):
         self.model, self.x, self.label, self.point = model, x, label, tuple(point)
-        self.settings, self.limits = settings, limits
-        shape = tuple(x.shape[2:])
-        near = around(point, field, shape, multiple)
+        self.field, self.settings, self.limits, self.multiple = field, settings, limits, multiple
+        self.shape = tuple(x.shape[2:])
+        self.near = around(point, field, self.shape, multiple)
+        self.voxel = Box(self.point, tuple(p + 1 for p in self.point))
+        self.gradient_input = self.near.gradient_input
         if settings.jitter:  # the target moves by as much as the image, so the box needs room for it
-            j = [settings.jitter] * len(shape)
-            room = near.gradient.grown(j, j, shape)
-            near = replace(near, gradient_input=aligned(room, field.stride, shape, multiple) if field.exact else room)
-        self.near = near
-        # One pass over the larger box serves both where that is less work than a pass over each
-        # (a backward pass towards the input costs about as much as a forward pass).
-        self.together = not settings.jitter and 2 * near.gradient_input.voxels >= near.reach_input.voxels
-        self.change = Box(near.gradient.start, near.gradient.stop)
+            j = [settings.jitter] * len(self.shape)
+            self.gradient_input = self._input(self.voxel.grown(j, j, self.shape))
+        self.change = self.near.gradient
         self.start = x[self.change.index].clone()
+        self.component = Component(foreground, self.near.reach, point)
+        self.window = self._around(self.component.find(self.near.reach, foreground[self.near.reach.index[1:]]))
         self.random = torch.Generator().manual_seed(settings.seed)
-        self.length = float("nan")
 
     def look(self, gradient: bool):
-        """Response and prediction at the present image, and the gradient of the response when asked.
+        """Response and predicted component at the present image, and the gradient of the response when asked.
+
+        Only what is needed is computed: the box whose gradient is not zero, and the window around the component. One pass over
+        the larger box serves both where that is less work than a pass over each (a backward pass towards the input costs about
+        as much as a forward pass); while the voxel is background there is no component to look for.
 
         Returns
         -------
         response : float
             The logit z at the voxel.
-        foreground : ndarray of bool
-            The prediction of the label on ``near.reach``.
+        component : (Box, ndarray of bool) or None
+            Its bounding box on the network's grid and the component within it; None while the voxel is background.
         gradient : Tensor or None
             ∂z/∂x on ``change``.
         """
-        near = self.near
-        box = near.reach_input if self.together else near.gradient_input
-        slope = logits = None
-        if gradient:
-            shift = self._shift()
-            feed = self.x[box.index]
-            if shift:
-                feed = torch.roll(feed, shift, tuple(range(2, feed.ndim)))
-            feed = feed.detach().clone().requires_grad_(True)
-            with torch.enable_grad():
-                logits = self.model.logits(feed)
-                target = tuple(
-                    p - a + (shift[n] if shift else 0) for n, (p, a) in enumerate(zip(self.point, box.start))
-                )
-                z = logits[(0, self.label, *target)]
-                (slope,) = torch.autograd.grad(z, feed)
-            if shift:
-                slope = torch.roll(slope, [-s for s in shift], tuple(range(2, slope.ndim)))
-            slope = slope[self.change.within(box).index]
-            logits = logits.detach()
-        if not (gradient and self.together):
-            box = near.reach_input
+        slope, window, feed = None, self.window, self._input(self.window)
+        shared = not self.settings.jitter and 2 * self.gradient_input.voxels >= feed.voxels
+        if gradient and not shared:
+            logits, slope = self._ascend()
+            if not self.settings.jitter and not bool(self.model.foreground(logits, self.label)):
+                self.window = self.voxel
+                return float(logits[0, self.label].squeeze()), None, slope
+        while True:
+            logits, more = self._pass(feed, window, gradient and slope is None)
+            slope = more if slope is None else slope
+            found = self.component.find(window, self.model.foreground(logits, self.label)[0].cpu().numpy())
+            if found is not False:
+                break
+            wider = [max(8, n // 2) for n in window.shape]
+            window = window.grown(wider, wider, self.shape).common(self.near.reach)
+            feed = self._input(window)
+        self.window = self._around(found)
+        return float(logits[(0, self.label, *self.voxel.within(window).start)]), found, slope
+
+    def _around(self, found) -> Box:
+        """Where to look next: the component and a little more."""
+        if found is None:
+            return self.voxel
+        room = [max(3, n // 8) for n in found[0].shape]
+        return found[0].grown(room, room, self.shape).common(self.near.reach)
+
+    def _input(self, window: Box) -> Box:
+        """What must be fed for outputs in ``window``; the whole grid where the receptive field is not exact."""
+        if not self.field.exact:
+            return whole(self.shape)
+        below, above = zip(*self.field.radius)
+        return aligned(window.grown(below, above, self.shape), self.field.stride, self.shape, self.multiple)
+
+    def _pass(self, box: Box, window: Box, gradient: bool):
+        """Logits in ``window`` computed on ``box``; with the gradient of the voxel's logit when asked."""
+        if not gradient:
             with torch.no_grad():
-                logits = self.model.logits(self.x[box.index])
-        inner = logits[near.reach.within(box).index]
-        response = float(inner[(0, self.label, *(p - a for p, a in zip(self.point, near.reach.start)))])
-        foreground = self.model.foreground(inner, self.label)[0].cpu().numpy()
-        return response, foreground, slope
+                return self.model.logits(self.x[box.index])[window.within(box).index], None
+        feed = self.x[box.index].detach().clone().requires_grad_(True)
+        with torch.enable_grad():
+            logits = self.model.logits(feed)
+            (slope,) = torch.autograd.grad(logits[(0, self.label, *self.voxel.within(box).start)], feed)
+        return logits.detach()[window.within(box).index], slope[self.change.within(box).index]
+
+    def _ascend(self):
+        """Logits at the voxel and the gradient, on the gradient's own box; the image shifted at random with ``jitter``."""
+        box, j = self.gradient_input, self.settings.jitter
+        if not j:
+            return self._pass(box, self.voxel, True)
+        drawn = torch.randint(-j, j + 1, (len(self.point),), generator=self.random).tolist()
+        shift = [min(max(s, a - p), b - 1 - p) for s, p, a, b in zip(drawn, self.point, box.start, box.stop)]
+        axes = tuple(range(2, 2 + len(shift)))
+        feed = torch.roll(self.x[box.index], shift, axes).detach().requires_grad_(True)
+        target = tuple(p - a + s for p, a, s in zip(self.point, box.start, shift))
+        with torch.enable_grad():
+            logits = self.model.logits(feed)
+            (slope,) = torch.autograd.grad(logits[(0, self.label, *target)], feed)
+        slope = torch.roll(slope, [-s for s in shift], axes)
+        return None, slope[self.change.within(box).index]
 
     def step(self, slope) -> float:
         """Take one step along the gradient; returns the gradient's L2 norm (0: nothing moves)."""
@@ -129,18 +165,19 @@ class Ascent:
         return [min(max(s, a - p), b - 1 - p) for s, p, a, b in zip(drawn, self.point, box.start, box.stop)]
 
     def check(self, logits) -> float:
-        """Largest difference between the crop's logits and the whole grid's, relative to the largest logit; at the start.
+        """Largest difference between cropped logits and the whole grid's, relative to the largest logit; at the start.
 
         Parameters
         ----------
         logits : Tensor, shape (1, labels, *grid)
             Of the whole grid.
         """
-        box = self.near.reach_input
-        with torch.no_grad():
-            mine = self.model.logits(self.x[box.index])[self.near.reach.within(box).index]
-        other = logits[self.near.reach.index]
-        return float((mine - other).abs().max()) / max(float(other.abs().max()), 1e-12)
+        worst = 0.0
+        for window, box in ((self.voxel, self.near.gradient_input), (self.window, self._input(self.window))):
+            mine, _ = self._pass(box, window, False)
+            other = logits[window.index]
+            worst = max(worst, float((mine - other).abs().max()) / max(float(other.abs().max()), 1e-12))
+        return worst
 
 
 def total_variation(delta) -> torch.Tensor:

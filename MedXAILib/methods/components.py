@@ -1,4 +1,4 @@
-"""The predicted component that holds a voxel, followed while only a box of the prediction changes."""
+"""The predicted component that holds a voxel, found by looking no farther than it reaches."""
 
 from __future__ import annotations
 
@@ -9,82 +9,84 @@ from ..models.crop import Box
 
 
 class Component:
-    """Connected component (voxels that share a face) of a prediction, of which only a box ever changes.
+    """Connected component (voxels that share a face) of a prediction, of which only the box ``reach`` ever changes.
 
-    What lies outside the box is labelled once; each step labels the box alone and joins the two where they touch.
+    Each step looks at a window around the component of the step before. A component that does not touch the window's edge is
+    whole, whatever the prediction is beyond; one that does asks for a larger window, at most ``reach``. What lies outside of
+    ``reach`` never changes: it is labelled once, when first needed, and joined where the two touch.
 
     Parameters
     ----------
     foreground : ndarray of bool
         The whole prediction at the start.
-    box : Box
+    reach : Box
         Where it can change.
     point : tuple of int
-        The voxel whose component is wanted; inside the box.
+        The voxel whose component is wanted; inside ``reach``.
     """
 
-    def __init__(self, foreground: np.ndarray, box: Box, point):
-        self.box, self.point = box, point
-        self.whole = foreground.copy()
-        self.inner = tuple(slice(a, b) for a, b in zip(box.start, box.stop))
-        outside = self.whole.copy()
-        outside[self.inner] = False
-        self.outside, self.count = ndimage.label(outside)
-        self.extents = ndimage.find_objects(self.outside)
+    def __init__(self, foreground: np.ndarray, reach: Box, point):
+        self.start, self.reach, self.point = foreground, reach, tuple(point)
+        self.shape = foreground.shape
+        self.outside = None
 
-    def update(self, foreground: np.ndarray) -> tuple[Box, np.ndarray] | None:
-        """The component for a new prediction inside the box.
+    def find(self, window: Box, foreground: np.ndarray) -> tuple[Box, np.ndarray] | bool | None:
+        """The component for a new prediction inside a window that holds the voxel.
 
         Returns
         -------
-        (Box, ndarray of bool) or None
-            The component's bounding box on the whole grid and the component within it; None when the voxel is background.
+        (Box, ndarray of bool), None or False
+            The component's bounding box on the whole grid and the component within it; None when the voxel is background; False
+            when the window is too small to tell.
         """
-        self.whole[self.inner] = foreground
         labels, _ = ndimage.label(foreground)
-        mine = labels[tuple(p - a for p, a in zip(self.point, self.box.start))]
+        mine = int(labels[tuple(p - a for p, a in zip(self.point, window.start))])
         if not mine:
             return None
-        inner, outer = {int(mine)}, set()
-        if self.count:
-            pairs = self._touching(labels)
-            grew = bool(len(pairs))
-            while grew:
-                new = {o for i, o in pairs if i in inner} | outer
-                more = {i for i, o in pairs if o in new} | inner
-                grew = new != outer or more != inner
-                inner, outer = more, new
-        boxes = [
-            Box(
-                tuple(s.start + a for s, a in zip(place, self.box.start)),
-                tuple(s.stop + a for s, a in zip(place, self.box.start)),
-            )
-            for label, place in enumerate(ndimage.find_objects(labels), 1)
-            if label in inner
-        ]
-        boxes += [
-            Box(tuple(s.start for s in e), tuple(s.stop for s in e)) for e in (self.extents[o - 1] for o in outer)
-        ]
+        if window != self.reach:
+            place = ndimage.find_objects(labels)[mine - 1]
+            for s, a, b, n in zip(place, window.start, window.stop, self.shape):
+                if (s.start == 0 and a > 0) or (s.stop == b - a and b < n):
+                    return False
+            return _box(place, window.start), labels[place] == mine
+        inner, outer = self._joined(labels, mine)
+        boxes = [_box(p, window.start) for n, p in enumerate(ndimage.find_objects(labels), 1) if n in inner]
+        boxes += [_box(self.extents[n - 1], (0,) * len(self.shape)) for n in outer]
         found = Box(tuple(map(min, zip(*(b.start for b in boxes)))), tuple(map(max, zip(*(b.stop for b in boxes)))))
-        part = tuple(slice(a, b) for a, b in zip(found.start, found.stop))
+        part = found.index[1:]
         mask = np.isin(self.outside[part], list(outer)) if outer else np.zeros(found.shape, bool)
-        # The overlap of the two boxes, in the coordinates of each.
-        low = tuple(map(max, zip(found.start, self.box.start)))
-        high = tuple(map(min, zip(found.stop, self.box.stop)))
-        here = tuple(slice(a - f, b - f) for a, b, f in zip(low, high, found.start))
-        there = tuple(slice(a - f, b - f) for a, b, f in zip(low, high, self.box.start))
-        ours = labels[there] == mine if len(inner) == 1 else np.isin(labels[there], list(inner))
-        mask[here] |= ours
+        both = Box(tuple(map(max, zip(found.start, window.start))), tuple(map(min, zip(found.stop, window.stop))))
+        mask[both.within(found).index[1:]] |= np.isin(labels[both.within(window).index[1:]], list(inner))
         return found, mask
 
-    def _touching(self, labels) -> list[tuple[int, int]]:
-        """Pairs (label inside, label outside) that share a face across the border of the box."""
-        pairs = set()
-        for axis, (a, b, n) in enumerate(zip(self.box.start, self.box.stop, self.whole.shape)):
+    def _joined(self, labels, mine) -> tuple[set[int], set[int]]:
+        """Labels inside and outside of ``reach`` that hang together with label ``mine`` inside."""
+        inner, outer = {mine}, set()
+        if self.outside is None:
+            outside = self.start.copy()
+            outside[self.reach.index[1:]] = False
+            self.outside, self.count = ndimage.label(outside)
+            self.extents = ndimage.find_objects(self.outside)
+        pairs = self._touching(labels) if self.count else ()
+        while True:
+            new = outer | {o for i, o in pairs if i in inner}
+            more = inner | {i for i, o in pairs if o in new}
+            if new == outer and more == inner:
+                return inner, outer
+            inner, outer = more, new
+
+    def _touching(self, labels) -> set[tuple[int, int]]:
+        """Pairs (label inside, label outside) that share a face across the border of ``reach``."""
+        pairs, inner = set(), self.reach.index[1:]
+        for axis, (a, b, n) in enumerate(zip(self.reach.start, self.reach.stop, self.shape)):
             for edge, beyond in ((0, a - 1), (-1, b)):
                 if 0 <= beyond < n:
                     near = labels.take(edge, axis=axis)
-                    far = self.outside[(*self.inner[:axis], beyond, *self.inner[axis + 1 :])]
+                    far = self.outside[(*inner[:axis], beyond, *inner[axis + 1 :])]
                     both = (near > 0) & (far > 0)
                     pairs.update(zip(near[both].tolist(), far[both].tolist()))
-        return list(pairs)
+        return pairs
+
+
+def _box(place, origin) -> Box:
+    return Box(tuple(s.start + o for s, o in zip(place, origin)), tuple(s.stop + o for s, o in zip(place, origin)))

@@ -16,7 +16,6 @@ from ..models.geometry import plane_axis, slice_of
 from ..settings import DreamSettings
 from ..volume import Volume, mask_on_grid
 from .ascent import Ascent, first_look
-from .components import Component
 from .frames import Frames
 from .provenance import provenance
 
@@ -89,7 +88,9 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
         else:
             point, chosen = prepared.to_network(voxel), "given"
         limits = (_per_channel(prepared.low, x), _per_channel(prepared.high, x))
-        ascent = Ascent(model, x, label, point, field if exact else _no_crop(field), settings, limits, multiple)
+        ascent = Ascent(
+            model, x, label, point, foreground, field if exact else _no_crop(field), settings, limits, multiple
+        )
         crop_error = None
         if exact and logits is not None:
             crop_error = ascent.check(logits)
@@ -97,14 +98,15 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
                 notes.append(
                     "The crop did not give the whole volume's answer, so everything was computed on the whole volume."
                 )
-                ascent, exact = Ascent(model, x, label, point, _no_crop(field), settings, limits, multiple), False
+                exact = False
+                ascent = Ascent(model, x, label, point, foreground, _no_crop(field), settings, limits, multiple)
         elif settings.crop and not field.exact:
             notes.append(f"Computed on the whole volume: {field.reason}.")
         del logits, logit
-        model.require_memory(ascent.near.gradient_input.shape, gradient=True, lower="the volume's size (crop it)")
+        model.require_memory(ascent.gradient_input.shape, gradient=True, lower="the volume's size (crop it)")
         if foreground[point]:
             notes.append("The network already saw the label at the voxel before the first step.")
-        path = _Path(volume, prepared, ascent, foreground, settings, names)
+        path = _Path(volume, prepared, ascent, settings, names)
         masked = [n for n in names if n != "line_texture"]
         with radiomics.FeatureQueue(
             masked, options={"ndim": 2 if flat else 3, "bin_width": settings.bin_width}
@@ -112,13 +114,13 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
             converged = False
             ascent_began = time.perf_counter()
             for j in range(settings.steps + 1):
-                response, mask, slope = ascent.look(gradient=j < settings.steps)
+                response, found, slope = ascent.look(gradient=j < settings.steps)
                 if not np.isfinite(response) or (slope is not None and not bool(slope.isfinite().all())):
                     raise MedXAIError(
                         f"The response became infinite at step {j}; lower the step size (--step-size) or use --normalize."
                     )
-                points = [path.record(j, response, mask, queue)]
-                points += [path.feature(*found) for found in queue.ready()]
+                points = [path.record(j, response, found, queue)]
+                points += [path.feature(*values) for values in queue.ready()]
                 rise = path.responses[-1] - path.responses[-11] if j >= 10 else np.inf
                 converged = j >= 10 and abs(rise) < settings.tolerance * abs(response - path.responses[0])
                 stopping = converged or j == settings.steps or ascent.step(slope) == 0
@@ -135,8 +137,8 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
                 notes.append(
                     f"The gradient is zero at step {j}: nothing in the image moves this voxel's logit any more."
                 )
-            for found in queue.finish(path.missing()):
-                yield Step(0.97, "Features of the steps that were skipped", (path.feature(*found),))
+            for values in queue.finish(path.missing()):
+                yield Step(0.97, "Features of the steps that were skipped", (path.feature(*values),))
             notes += queue.notes
         yield Step(0.99, "Checking the result")
         again = _again(model, prepared, path, ascent, volumes, settings)
@@ -174,7 +176,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
         "dream", settings, model, volumes,
         label=model.labels[label], neuron_ijk=list(voxel[::-1]), neuron_ras=list(volume.index_to_ras(voxel)), neuron=chosen,
         objective="logit of one output voxel", preparation=prepared.record(),
-        crop={"exact": exact, "gradient": list(ascent.near.gradient_input.shape), "prediction": list(ascent.near.reach_input.shape)},
+        crop={"exact": exact, "gradient": list(ascent.gradient_input.shape), "prediction": list(ascent.near.reach_input.shape)},
         features={"computed": path.counts["computed"], "filled_in_afterwards": path.counts["late"], "engine": "pyradiomics"},
         seconds_ascent=round(seconds_ascent, 3), seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
@@ -184,12 +186,11 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
 class _Path:
     """What is kept along the way: image, mask, responses, features, frames."""
 
-    def __init__(self, volume, prepared, ascent, foreground, settings, names):
+    def __init__(self, volume, prepared, ascent, settings, names):
         self.volume, self.prepared, self.ascent, self.names = volume, prepared, ascent, names
         self.channels = ascent.model.package.input.channels
         self.base = prepared.start
         self.current = self.base.copy()
-        self.component = Component(foreground, ascent.near.reach, ascent.point)
         self.mask = None  # Patch of the present component on the volume's grid
         self.responses, self.values, self.waiting = [], {}, {}
         self.frames = Frames(volume, settings.memory_budget * 2**20)
@@ -199,14 +200,13 @@ class _Path:
         if "line_texture" in names:
             self.line = radiomics.LineTexture(self.base, settings.line_angle, settings.line_length)
 
-    def record(self, j, response, foreground, queue) -> Point:
+    def record(self, j, response, found, queue) -> Point:
         """Take in step j: image and mask on the volume's grid, frame, features asked for."""
         ascent = self.ascent
         change = self.prepared.change(ascent.delta(), ascent.change.start)
         self.current[change.box] = self.base[change.box] + change.array
         self.box = change.box
         self.responses.append(response)
-        found = self.component.update(foreground)
         self.mask = None if found is None else self.prepared.mask(found[1], found[0].start)
         self.frames.add(j, Patch(self.current[change.box].copy(), change.start), self.mask)
         values = {"response": response}
@@ -381,7 +381,7 @@ def _no_crop(field):
 def _again(model, prepared, path, ascent, volumes, settings) -> float:
     """The voxel's logit when the written dream is prepared as any volume would be."""
     fresh = prepare(model, [path.volume.with_array(path.current), *volumes[1:]], prepared.slice)
-    box = ascent.near.reach_input if ascent.together else ascent.near.gradient_input
+    box = ascent.near.gradient_input
     with torch.no_grad():
         logits = model.logits(fresh.x[box.index])
     return float(logits[(0, ascent.label, *(p - a for p, a in zip(ascent.point, box.start)))])

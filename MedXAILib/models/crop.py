@@ -40,6 +40,10 @@ class Box:
             tuple(min(size, b + n) for b, n, size in zip(self.stop, above, shape)),
         )
 
+    def common(self, other: Box) -> Box:
+        """The voxels of both."""
+        return Box(tuple(map(max, zip(self.start, other.start))), tuple(map(min, zip(self.stop, other.stop))))
+
 
 def whole(shape) -> Box:
     return Box((0,) * len(shape), tuple(shape))

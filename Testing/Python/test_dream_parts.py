@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
+
 from MedXAILib.explanation import Patch
 from MedXAILib.methods.components import Component
 from MedXAILib.methods.frames import Frames
 from MedXAILib.models.crop import Box, aligned, around, tiles
 from MedXAILib.volume import Volume
-from scipy import ndimage
 
 
 class Field:
@@ -19,7 +20,7 @@ class Field:
         self.radius, self.stride = radius, stride
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**31), st.floats(0.3, 0.75), st.integers(2, 3))
 def test_component_equals_labelling_everything(seed, density, ndim):
     random = np.random.default_rng(seed)
@@ -31,22 +32,25 @@ def test_component_equals_labelling_everything(seed, density, ndim):
     first = random.random(shape) < density
     component = Component(first, box, point)
     for _ in range(3):
-        inner = random.random(box.shape) < density
         whole = first.copy()
-        whole[tuple(slice(a, b) for a, b in zip(start, stop))] = inner
+        whole[box.index[1:]] = random.random(box.shape) < density
         labels, _ = ndimage.label(whole)
         expected = (labels == labels[point]) & whole
-        found = component.update(inner)
+        window = Box(point, tuple(p + 1 for p in point))
+        for _ in range(20):  # as the ascent does: a window that grows until the component is whole
+            found = component.find(window, whole[window.index[1:]])
+            if found is not False:
+                break
+            window = window.grown((1,) * ndim, (1,) * ndim, shape).common(box)
         if not whole[point]:
             assert found is None
             continue
         got = np.zeros(shape, bool)
-        part, mask = found
-        got[tuple(slice(a, b) for a, b in zip(part.start, part.stop))] = mask
+        got[found[0].index[1:]] = found[1]
         np.testing.assert_array_equal(got, expected)
         where = np.nonzero(expected)
-        assert part.start == tuple(w.min() for w in where)
-        assert part.stop == tuple(w.max() + 1 for w in where)
+        assert found[0].start == tuple(w.min() for w in where)
+        assert found[0].stop == tuple(w.max() + 1 for w in where)
 
 
 def test_boxes_around_a_voxel_in_the_middle_and_at_the_border():
