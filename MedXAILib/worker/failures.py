@@ -21,7 +21,7 @@ def explain_failure(error: BaseException) -> tuple[str, str, str, bool]:
         where = f" ({error.filename})" if error.filename else ""
         hint = "Free some space on the disk of the temporary folder, or choose another temporary folder."
         return "disk", f"The disk is full{where}.", hint, False
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("MedXAILib"):
         message = f"The package '{error.name}' is not installed in the worker's Python."
         return "missing", message, "Install it in MedXAI Models, section Environment.", False
     message = f"The run stopped on an internal error ({type(error).__name__}{_first_line(told)})."

@@ -335,6 +335,7 @@ def test_library_that_prints_and_reads(warm):
         ("cuda", "memory", "CUDA out of memory"),
         ("disk", "disk", "The disk is full (/tmp/x)."),
         ("missing", "missing", "'radiomics' is not installed"),
+        ("own", "crashed", "internal error (ModuleNotFoundError"),
         ("closed", "crashed", "internal error (GeneratorExit)"),
     ],
 )

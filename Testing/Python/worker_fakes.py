@@ -142,6 +142,9 @@ def do_raise(engine, model, volumes, settings, segment):
         "cuda": type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB"),
         "disk": OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
         "missing": ModuleNotFoundError("No module named 'radiomics'", name="radiomics"),
+        "own": ModuleNotFoundError(
+            "No module named 'MedXAILib.x'", name="MedXAILib.x"
+        ),  # nothing a person could install
         "closed": GeneratorExit(),
     }[settings.what]
     raise error
