@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -42,13 +44,31 @@ def _let_go(logics, scene) -> None:
 def _save(scene, path) -> None:
     path = Path(path).absolute()
     messages = slicer.vtkMRMLMessageCollection()
-    if not scene.WriteToMRB(str(path), None, messages) or not path.is_file():
-        path.unlink(missing_ok=True)
-        told = " ".join(messages.GetAllMessagesAsString().split())
-        raise MedXAIError(
-            f"The scene could not be written to '{path}'; free some space or choose another folder. {told}".strip(),
-            kind="disk",
-        )
+    with suppress(OSError):
+        before = set(path.parent.iterdir())
+    # What goes wrong is told in one sentence below, not as VTK's and ITK's own lines.
+    window, quiet = vtk.vtkOutputWindow.GetInstance(), vtk.vtkStringOutputWindow()
+    loud = vtk.vtkLogger.GetCurrentVerbosityCutoff()
+    vtk.vtkOutputWindow.SetInstance(quiet)
+    vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
+    try:
+        written = scene.WriteToMRB(str(path), None, messages)
+    finally:
+        vtk.vtkOutputWindow.SetInstance(window)
+        vtk.vtkLogger.SetStderrVerbosity(loud)
+    if written and path.is_file():
+        return
+    with suppress(OSError):
+        for left in set(path.parent.iterdir()) - before:
+            if left == path:
+                left.unlink()
+            elif left.is_dir() and left.name.startswith("_tmp"):  # WriteToMRB's own, which it leaves behind
+                shutil.rmtree(left, ignore_errors=True)
+    raise MedXAIError(
+        f"The scene could not be written to '{path}'; free some space or choose another folder.",
+        kind="disk",
+        hint=" ".join(messages.GetAllMessagesAsString().split()),
+    )
 
 
 @vtk.calldata_type(vtk.VTK_OBJECT)

@@ -72,10 +72,8 @@ def _pictures(explanation: Explanation, volumes: list[Volume], size: int = 560) 
         planes = [_flat_plane(volume)] if 1 in volume.shape else ["axial", "coronal", "sagittal"]
         images = [n for n, layer in explanation.maps.items() if layer.kind == "image"][:1]
         overlays = [n for n, layer in explanation.maps.items() if layer.kind != "image"][: 3 - len(images)]
-        outline = run.masks is not None
+        masks = [_mask_node(host.scene, mask) for mask in explanation.masks.values()]
         view = views.SliceView(host, size)
-        for node in [*layers.of_class(host.scene, "vtkMRMLSegmentationDisplayNode")]:
-            node.SetVisibility(False)
         field = _field(explanation, volume)
         columns = [("Input", None), *((_named(explanation, n), n) for n in (*images, *overlays))]
         rows = []
@@ -85,23 +83,33 @@ def _pictures(explanation: Explanation, volumes: list[Volume], size: int = 560) 
             for _, name in columns:
                 image = name is None or explanation.maps[name].kind == "image"
                 view.show(run.inputs[0], run.nodes[name] if name else None, 1.0 if image else layers.OVERLAY)
-                if outline:
-                    run.masks.GetDisplayNode().SetVisibility(name is not None)
                 row.append(view.picture())
+            inside = []
+            for mask in masks:
+                view.show(mask)
+                inside.append(view.picture()[..., 0] > 127)
             rows.append({
-                "plane": plane, "pictures": row, "letters": view.letters(), "position": view.position(),
+                "plane": plane, "pictures": row, "masks": inside, "letters": view.letters(), "position": view.position(),
                 "pixel": None if neuron is None else view.pixel(neuron),
             })  # fmt: skip
         return {
-            "columns": columns, "rows": rows, "field": field, "size": size, "outline": outline and view.complete,
-            "complete": view.complete, "layers": {n: explanation.maps[n] for _, n in columns if n},
-            "window": layers.window_of(explanation, volume), "unit": volume.unit, "mask": next(iter(explanation.masks), ""),
+            "columns": columns, "rows": rows, "field": field, "size": size, "layers": {n: explanation.maps[n] for _, n in columns if n},
+            "window": layers.window_of(explanation, volume), "unit": volume.unit, "masks": list(explanation.masks),
             "limits": {n: layers.limits(explanation.maps[n]) for _, n in columns if n},
         }  # fmt: skip
     finally:
         if view is not None:
             view.close()
         host.close()
+
+
+def _mask_node(scene, mask: Volume):
+    """A mask as a volume that a view shows white and sharp-edged."""
+    from .bundle import add_input
+
+    node = add_input(scene, mask.with_array((mask.array != 0).astype(np.uint8)), (0, 1))
+    node.GetDisplayNode().SetInterpolate(False)
+    return node
 
 
 def _named(explanation: Explanation, name: str) -> str:
@@ -160,6 +168,8 @@ def _slices(figure, pictures) -> float:
         if r == 0 or keys > 1:
             axes.set_title(heading, fontsize=11.5, color=INK, pad=4, fontweight="bold")
         _annotate(axes, row, pictures, first=c == 0)
+        if c:
+            _outline(axes, row)
         if r == down - 1 or keys > 1:
             _key(figure, axes, name, pictures)
     return left + across * (size + gap)
@@ -207,6 +217,18 @@ def _annotate(axes, row, pictures, first: bool) -> None:
     axes.set_ylim(size - 0.5, -0.5)
 
 
+def _outline(axes, row) -> None:
+    from matplotlib.patheffects import withStroke
+
+    from . import colors
+
+    for n, inside in enumerate(row["masks"]):
+        if inside.any() and not inside.all():
+            colour = colors.DISTINCT[n % len(colors.DISTINCT)]
+            lines = axes.contour(inside.astype(float), [0.5], colors=[colour], linewidths=1.3)
+            lines.set_path_effects([withStroke(linewidth=2.4, foreground=(0, 0, 0, 0.55))])
+
+
 def _key(figure, axes, name, pictures) -> None:
     """Below a column: its window, or its colour bar."""
     from matplotlib.colors import ListedColormap
@@ -218,8 +240,8 @@ def _key(figure, axes, name, pictures) -> None:
     if name is None or pictures["layers"][name].kind == "image":
         low, high = pictures["window"]
         words = f"window {_short(low)} to {_short(high)}{unit}"
-        if name is not None and pictures["outline"]:
-            words += f" · outline: {pictures['mask']}"
+        if name is not None and pictures["masks"]:
+            words += f" · outline: {', '.join(pictures['masks'])}"
         figure.text(box.x0, box.y0 - 0.008, words, fontsize=9, color=SOFT, va="top")
         return
     layer, (low, high) = pictures["layers"][name], pictures["limits"][name]
@@ -373,10 +395,6 @@ def _foot(figure, explanation: Explanation, pictures, left: float) -> None:
     y = _verdicts(figure, explanation, left, 0.345)
     y = _checks(figure, explanation, left, y)
     notes = list(explanation.notes)
-    if not pictures["complete"]:
-        notes.append(
-            "Drawn without OpenGL, so outlines are missing; install libegl1 and libgl1-mesa-dri (Debian, Ubuntu) for them."
-        )
     _notes(figure, notes, left, y)
     known = explanation.provenance
     settings = known.get("settings") or {}
