@@ -12,14 +12,13 @@ def verdict(z) -> str:
     the last of them. The rules are tried in this order:
 
     1. *undefined*: fewer than two finite steps.
-    2. *unmoved*: began inside, ends inside, and |last − first| < 1.
-    3. *entered*: ends inside.
-    4. *left*: began inside and ends outside, on whichever side.
-    5. *overshot*: ends outside after having been on both sides of the band, whether or not a step fell into it.
-    6. *unmoved*: |last − first| < 1.
-    7. *receding*: ends farther from the band than it began. (DESIGN section 4 has no word of its own for this; calling it
+    2. *entered*: ends inside.
+    3. *left*: began inside and ends outside, on whichever side.
+    4. *overshot*: ends outside after having been on both sides of the band, whether or not a step fell into it.
+    5. *unmoved*: |last − first| < 1.
+    6. *receding*: ends farther from the band than it began. (DESIGN section 4 has no word of its own for this; calling it
        *approaching* would state the contrary of what happened.)
-    8. *approaching*: ends nearer to the band than it began.
+    7. *approaching*: ends nearer to the band than it began.
 
     Parameters
     ----------
@@ -34,14 +33,12 @@ def verdict(z) -> str:
     if len(finite) < 2:
         return "undefined"
     first, last = finite[0], finite[-1]
-    began, ends = abs(first) <= 1, abs(last) <= 1
-    still = abs(last - first) < 1
-    if ends:
-        return "unmoved" if began and still else "entered"
-    if began:
+    if abs(last) <= 1:
+        return "entered"
+    if abs(first) <= 1:
         return "left"
     if min(finite) < -1 and max(finite) > 1:
         return "overshot"
-    if still:
+    if abs(last - first) < 1:
         return "unmoved"
     return "receding" if abs(last) > abs(first) else "approaching"
