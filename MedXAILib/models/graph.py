@@ -115,6 +115,22 @@ def operation(node: fx.Node) -> str:
     return schema.name.split("::")[-1] if schema is not None else ""
 
 
+def arguments(node: fx.Node) -> dict:
+    """Arguments by name, with the defaults of the operation."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {}
+    result = {}
+    for number, argument in enumerate(schema.arguments):
+        if number < len(node.args):
+            result[argument.name] = node.args[number]
+        elif argument.name in node.kwargs:
+            result[argument.name] = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            result[argument.name] = argument.default_value
+    return result
+
+
 def picked(traced: fx.GraphModule, key) -> fx.Node | None:
     """The node whose output is the network's answer: the only one, or the one that ``key`` names."""
     result = next(iter(reversed(traced.graph.nodes))).args[0]

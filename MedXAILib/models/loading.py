@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import MedXAIError, nearest
 from ..package import Network, Package
+from . import graph
 from .model import Model
 from .networks import NETWORKS
 
@@ -54,8 +55,12 @@ def load(folder, device: str = "auto", trusted: Collection[str] = ()) -> Model:
     place = pick_device(device)
     with _random_state_kept():
         module = _program(package, trusted) if package.is_program else _network(package)
+        if package.format != "pt2":  # an exported program has no modes
+            module.eval()
         try:
             module = module.float().to(place)
+            for parameter in module.parameters():  # (a ScriptModule has no requires_grad_ of its own)
+                parameter.requires_grad_(False)
         except (RuntimeError, NotImplementedError) as error:
             if "out of memory" in str(error):
                 raise MedXAIError(
@@ -65,7 +70,10 @@ def load(folder, device: str = "auto", trusted: Collection[str] = ()) -> Model:
             raise MedXAIError(
                 f"'{package.name}' cannot be put on {place} ({_first_line(error)}); use the device cpu."
             ) from error
-    return Model(package, module, place)
+    model = Model(package, module, place)
+    if package.is_program:
+        _refuse_training_mode(model)
+    return model
 
 
 def pick_device(name: str) -> torch.device:
@@ -142,6 +150,22 @@ def _program(package: Package, trusted: Collection[str]) -> nn.Module:
         ) from error
 
 
+def _refuse_training_mode(model: Model) -> None:
+    """A program exported in training mode answers by chance and by batch; nothing can switch it any more."""
+    try:
+        traced, _ = graph.small(model)
+    except MedXAIError:  # what cannot be traced cannot be looked at; it can still be run
+        return
+    for node in traced.graph.nodes:
+        given = graph.arguments(node)
+        dropout = "dropout" in graph.operation(node) and given.get("train") and given.get("p", 1)
+        if dropout or (given.get("training") and given.get("running_mean") is not None):
+            raise MedXAIError(
+                f"The program '{model.package.weights}' of '{model.package.name}' was exported in training mode "
+                f"(its layer '{node.name}' draws or averages); export it again after network.eval()."
+            )
+
+
 # ---- state dicts -----------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +219,9 @@ def _state(package: Package) -> dict[str, torch.Tensor]:
             "or save the weights as .safetensors."
         )
     try:
-        state = torch.load(io.BytesIO(_bytes(package)), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(io.BytesIO(_bytes(package)), map_location="cpu", weights_only=True)
     except MedXAIError:
         raise
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError…: all mean that it is not plain weights

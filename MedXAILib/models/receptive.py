@@ -130,7 +130,7 @@ class Place:
 
     def __post_init__(self):
         self.name = graph.operation(self.nodes[0])
-        self.arguments = [_arguments(node) for node in self.nodes]
+        self.arguments = [graph.arguments(node) for node in self.nodes]
 
     def get(self, name: str, default=None):
         """An argument of the first trace."""
@@ -165,22 +165,6 @@ class Place:
         for name in names:
             if any(value != self.get(name) for value in self.each(name)):
                 raise self.refuse(f"({self.name}) has a '{name}' that depends on the volume's size")
-
-
-def _arguments(node: fx.Node) -> dict:
-    """Arguments by name, with the defaults of the operation."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {}
-    result = {}
-    for number, argument in enumerate(schema.arguments):
-        if number < len(node.args):
-            result[argument.name] = node.args[number]
-        elif argument.name in node.kwargs:
-            result[argument.name] = node.kwargs[argument.name]
-        elif argument.has_default_value():
-            result[argument.name] = argument.default_value
-    return result
 
 
 def receptive_field(model: Model, shape: Sequence[int]) -> ReceptiveField:
