@@ -296,8 +296,8 @@ def _lesions(canvas, rng, organ, tissue):
     total, found = np.zeros(canvas.shape, np.float32), []
     x, y, z = canvas.straight
     for _ in range(rng.integers(2, 7)):
-        radius = float(np.exp(rng.uniform(np.log(7), np.log(20))))
-        contrast = float(rng.uniform(24, 56))
+        radius = float(np.exp(rng.uniform(np.log(9), np.log(22))))
+        contrast = float(rng.uniform(34, 64))
         draw = rng.random()
         outline = 0.18 * canvas.field(rng, 1.1 * radius) + 0.08 * canvas.field(rng, 0.6 * radius)
         stretch, edge, core = rng.uniform(0.8, 1.25, 3), rng.uniform(3, 7), rng.uniform(0, 18)
@@ -377,5 +377,5 @@ def _acquire(canvas, rng):
     noise = rng.standard_normal(canvas.shape).astype(np.float32)
     noise = ndimage.gaussian_filter(noise, (0.35, 0.65, 0.65), mode="wrap")
     depth = 1 + 0.25 * np.exp(-((x / 70) ** 2 + (y / 50) ** 2))  # noisier in the middle of the body
-    hu += noise / noise.std() * depth * rng.uniform(8, 12)
+    hu += noise / noise.std() * depth * rng.uniform(7, 10)
     return np.clip(np.rint(hu), -1024, 1500).astype(np.int16)

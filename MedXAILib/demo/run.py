@@ -93,7 +93,7 @@ def command(folder: Path) -> list[str]:
 
 def write_patient(folder: Path) -> None:
     """``volume.nrrd`` and ``segmentation.seg.nrrd`` (one segment, liver) of the healthy phantom."""
-    from .. import io, nrrd
+    from .. import formats, io
 
     phantom = case(PATIENT, lesions=False)
     io.write_volume(folder / "volume.nrrd", phantom.image)
@@ -104,7 +104,7 @@ def write_patient(folder: Path) -> None:
         "Segmentation_MasterRepresentation": "Binary labelmap",
     }  # fmt: skip
     liver = phantom.mask("organ")
-    nrrd.write_nrrd(folder / "segmentation.seg.nrrd", liver.array, io.lps(liver.ijk_to_ras), keys=keys)
+    formats.write_nrrd(folder / "segmentation.seg.nrrd", liver.array, io.lps(liver.ijk_to_ras), keys=keys)
 
 
 def write_reference(path: Path) -> str:
