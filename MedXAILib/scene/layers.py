@@ -8,7 +8,7 @@ import slicer
 from ..explanation import Layer, Patch
 from ..volume import Volume
 from . import colors
-from .nodes import NAME, image_of, matrix_of, modifying, of_class, plain_type, voxels
+from .nodes import STEP, image_of, matrix_of, modifying, name_of, of_class, of_run, plain_type, voxels
 
 OPAQUE, OVERLAY = 1.0, 0.65
 _GREY = "vtkMRMLColorTableNodeGrey"
@@ -158,27 +158,26 @@ def _some(array: np.ndarray, nonzero: bool = False, enough: int = 500_000) -> np
 
 
 class Views:
-    """What the slice views showed before a run, so that it can be put back."""
+    """What the slice views showed before a run, so that it can be put back.
 
-    def __init__(self, scene):
-        self.scene = scene
+    ``input`` is the run's volume as long as the run may still be cancelled: then the background goes back as well.
+    """
+
+    def __init__(self, scene, input_id: str | None = None):
+        self.scene, self.input = scene, input_id
         self.before = {node.GetID(): _layers(node) for node in of_class(scene, "vtkMRMLSliceCompositeNode")}
         self.outlines = {n.GetID(): n.GetUseLabelOutline() for n in of_class(scene, "vtkMRMLSliceNode")}
 
     def put_back(self, gone: set[str]) -> None:
         """Where a view shows one of the nodes ``gone``, show what it showed before."""
         for node in of_class(self.scene, "vtkMRMLSliceCompositeNode"):
-            clear(node, gone, self.before.get(node.GetID()))
+            before = self.before.get(node.GetID())
+            if clear(node, gone, before) and before and self.input and node.GetBackgroundVolumeID() == self.input:
+                old = before["Background"]
+                node.SetBackgroundVolumeID(old if old and self.scene.GetNodeByID(old) else None)
         for node in of_class(self.scene, "vtkMRMLSliceNode"):
             if node.GetID() in self.outlines:
                 node.SetUseLabelOutline(self.outlines[node.GetID()])
-
-    def put_back_background(self, now: str) -> None:
-        """Where a view's background is ``now`` (the run's input), show the background of before."""
-        for node in of_class(self.scene, "vtkMRMLSliceCompositeNode"):
-            old = self.before.get(node.GetID(), {}).get("Background")
-            if node.GetBackgroundVolumeID() == now != old and (old is None or self.scene.GetNodeByID(old)):
-                node.SetBackgroundVolumeID(old)
 
 
 def _layers(node) -> dict:
@@ -188,12 +187,16 @@ def _layers(node) -> dict:
     }  # fmt: skip
 
 
-def clear(node, gone: set[str], before: dict | None = None) -> None:
-    """Take nodes out of a slice view's layers; put back what was there, if it still is, else nothing."""
-    scene, before = node.GetScene(), before or {}
+def clear(node, gone: set[str], before: dict | None = None) -> bool:
+    """Take nodes out of a slice view's layers; put back what was there, if it still is, else nothing.
+
+    Returns whether the view showed any of them.
+    """
+    scene, before, found = node.GetScene(), before or {}, False
     with modifying(node):
         for layer in ("Background", "Foreground", "Label"):
             if getattr(node, f"Get{layer}VolumeID")() in gone:
+                found = True
                 old = before.get(layer)
                 old = old if old and old not in gone and scene.GetNodeByID(old) else None
                 getattr(node, f"Set{layer}VolumeID")(old)
@@ -202,7 +205,9 @@ def clear(node, gone: set[str], before: dict | None = None) -> None:
         if hasattr(node, "GetNumberOfAdditionalLayers"):
             for n in reversed(range(node.GetNumberOfAdditionalLayers())):
                 if node.GetNthLayerVolumeID(node.Layer_Last + n) in gone:
+                    found = True
                     node.SetNthLayerVolumeID(node.Layer_Last + n, None)
+    return found
 
 
 def show(scene, background=None, foreground=None, opacity: float | None = None, label=None) -> None:
@@ -223,6 +228,14 @@ def show(scene, background=None, foreground=None, opacity: float | None = None, 
             node.SetUseLabelOutline(True)
 
 
-def named(nodes, name: str):
-    """The node of a run that holds the explanation's map (or curve…) ``name``."""
-    return next((node for node in nodes if node.GetAttribute(NAME) == name), None)
+def show_again(scene, run: str, background=None) -> None:
+    """Put a finished run's layers into the views as they were when it ended: steps (or image, or first map) and step masks."""
+    nodes = [n for n in of_run(scene, run) if n.IsA("vtkMRMLScalarVolumeNode") and n.GetDisplayNode() is not None]
+    labels = [n for n in nodes if n.IsA("vtkMRMLLabelMapVolumeNode")]
+    steps = {n.GetID() for n in nodes if STEP in name_of(scene, n)}
+    ours = {f"vtkMRMLColorTableNode{tag}" for tag in colors.OURS}
+    maps = [n for n in nodes if n not in labels]
+    maps.sort(key=lambda n: (n.GetDisplayNode().GetColorNodeID() in ours, n.GetID() not in steps))
+    if maps:
+        image = maps[0].GetDisplayNode().GetColorNodeID() not in ours
+        show(scene, background, maps[0], OPAQUE if image else OVERLAY, labels[0] if labels else None)

@@ -11,6 +11,7 @@ from vtk.util import numpy_support
 
 RUN = "MedXAI.Run"  # attribute of every node and of the folder: which run it belongs to
 NAME = "MedXAI.Name"  # attribute: the explanation's name of the map, curve…
+STEP = "(step)"  # ends the name of a sequence's proxy
 INPUT = "MedXAI.Input"  # node reference: the volumes that were explained
 
 
@@ -106,17 +107,33 @@ def attributes(node) -> dict[str, str]:
     }  # fmt: skip
 
 
-def run_id(scene, node) -> str:
-    """The run a node belongs to; empty for others.
+def sign(scene, node, item: int, run: str, name: str) -> None:
+    """Say on a node and on its item which run it belongs to and what it is called there.
 
-    A sequence's proxy loses its own attributes each time somebody scrubs, so its item in the hierarchy is asked as well.
+    A sequence's proxy loses its own attributes each time somebody scrubs; its item keeps them.
     """
-    mine = node.GetAttribute(RUN)
-    if mine is None:
-        tree = hierarchy(scene)
-        item = tree.GetItemByDataNode(node)
-        mine = tree.GetItemAttribute(item, RUN) if item else ""
-    return mine or ""
+    for key, value in ((RUN, run), (NAME, name)):
+        node.SetAttribute(key, value)
+        if item:
+            hierarchy(scene).SetItemAttribute(item, key, value)
+
+
+def _read(scene, node, key: str) -> str:
+    value = node.GetAttribute(key)
+    if value is None:
+        item = hierarchy(scene).GetItemByDataNode(node)
+        value = hierarchy(scene).GetItemAttribute(item, key) if item else ""
+    return value or ""
+
+
+def run_id(scene, node) -> str:
+    """The run a node belongs to; empty for others."""
+    return _read(scene, node, RUN)
+
+
+def name_of(scene, node) -> str:
+    """What an explanation calls a node's map, curve or table; empty for others."""
+    return _read(scene, node, NAME)
 
 
 def of_run(scene, run: str) -> list:

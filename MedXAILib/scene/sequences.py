@@ -10,8 +10,11 @@ from . import colors, layers
 from .nodes import image_of, matrix_of, modifying
 
 
-def add_sequence(scene, sequence: Sequence, name: str):
-    """A sequence node with one volume per kept step. Each frame's voxels are copied once."""
+def add_sequence(scene, sequence: Sequence, name: str, marks: dict[str, str]):
+    """A sequence node with one volume per kept step. Each frame's voxels are copied once.
+
+    ``marks`` are the attributes of every frame: a proxy takes over those of the frame it shows.
+    """
     label = sequence.kind == "mask"
     node = slicer.vtkMRMLSequenceNode()
     node.SetName(scene.GenerateUniqueName(f"{sequence.title or name} (sequence)"))
@@ -21,6 +24,8 @@ def add_sequence(scene, sequence: Sequence, name: str):
     scene.AddNode(node)
     frame = slicer.vtkMRMLLabelMapVolumeNode() if label else slicer.vtkMRMLScalarVolumeNode()
     frame.SetName(name)
+    for key, value in marks.items():
+        frame.SetAttribute(key, value)
     with modifying(node):
         for step, volume in sequence.items:
             # The sequence copies what it is given: give it the empty frame, then hand the voxels to its copy.

@@ -9,7 +9,7 @@ import slicer
 from ..explanation import Curve, Explanation, Layer, Patch, Point
 from ..volume import Volume
 from . import charts, layers, remove, repeat, segments, sequences
-from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place
+from .nodes import INPUT, NAME, RUN, STEP, hierarchy, modifying, place, sign
 
 #: What a preview is when nobody says (by the explanation's name).
 KINDS = {"dream": "image", "mask": "mask", "change": "signed", "heat": "positive", "relevance": "signed"}
@@ -39,7 +39,10 @@ class Run:
         self.segmentation, self.segment_id = segmentation, segment_id
         self.id = uuid.uuid4().hex
         self.shows = show
-        self.views, self.charts = layers.Views(self.scene), charts.Charts(self.scene)
+        self.views, self.charts = (
+            layers.Views(self.scene, self.inputs[0].GetID() if show else None),
+            charts.Charts(self.scene),
+        )
         tree = hierarchy(self.scene)
         item = tree.GetItemByDataNode(self.inputs[0])
         beside = tree.GetItemParent(item) if item else tree.GetSceneItemID()
@@ -107,7 +110,7 @@ class Run:
             self._curve(name, curve)
         for name, table in explanation.tables.items():
             self._keep(charts.add_plain_table(self.scene, table, name), name)
-        self._sequences(explanation)
+        self._sequences(explanation, known)
         self._neuron(explanation.provenance)
         self._words(explanation)
         for node in remove.nodes_of(self.scene, self.id):
@@ -122,29 +125,29 @@ class Run:
                         node.SetNodeReferenceID(repeat.SEGMENTATION, self.segmentation.GetID())
         for key, value in known.items():
             tree.SetItemAttribute(self.folder, key, value)
+        self.views.input = None  # from now on the views' background is the person's own
         if self.shows:
-            self._show(explanation)
+            layers.show_again(self.scene, self.id, self.inputs[0] if self.nodes else None)
+            for name in ("normalized", *self.curves):
+                if name in self.curves:
+                    charts.show_chart(self.scene, self.curves[name]["chart"])
+                    break
         return self.folder
 
     def discard(self) -> None:
         """Leave the scene as it was before the run."""
         remove.remove(self.scene, self.folder)
-        if self.shows:
-            self.views.put_back_background(self.inputs[0].GetID())
 
     # Parts -------------------------------------------------------------------------------------------------------
 
     def _keep(self, node, name: str, spatial: bool = False):
         """Sign a node of this run and put it into the folder, under the input's transform where it lies in space."""
-        node.SetAttribute(RUN, self.id)
-        node.SetAttribute(NAME, name)
+        item = 0 if node.GetHideFromEditors() else place(self.scene, node, self.folder)
+        sign(self.scene, node, item, self.id, name)
         if spatial:
             node.SetAndObserveTransformNodeID(self.inputs[0].GetTransformNodeID())
             for n in range(node.GetNumberOfDisplayNodes()):
                 node.GetNthDisplayNode(n).SetAttribute(RUN, self.id)
-        if not node.GetHideFromEditors():
-            item = place(self.scene, node, self.folder)
-            hierarchy(self.scene).SetItemAttribute(item, RUN, self.id)
         return node
 
     def _map(self, name: str, layer: Layer) -> None:
@@ -183,11 +186,13 @@ class Run:
         for series in new:
             self._keep(series, name)
 
-    def _sequences(self, explanation: Explanation) -> None:
+    def _sequences(self, explanation: Explanation, known: dict[str, str]) -> None:
         items = []
         for name, sequence in explanation.sequences.items():
             if sequence.items:
-                node = sequences.add_sequence(self.scene, sequence, name)
+                node = sequences.add_sequence(
+                    self.scene, sequence, name, {**known, RUN: self.id, NAME: f"{name} {STEP}"}
+                )
                 if sequence.thinned:
                     node.SetAttribute("MedXAI.Thinned", str(sequence.thinned))
                 items.append((sequence, name, self._keep(node, name)))
@@ -197,8 +202,8 @@ class Run:
         browser, proxies = sequences.add_browser(self.scene, self.host, title, items, self.inputs[0])
         self._keep(browser, "steps")
         for proxy, (_, name, _) in zip(proxies, items):
-            self._keep(proxy, f"{name} (step)", spatial=True)
-            self.nodes[f"{name} (step)"] = proxy
+            self._keep(proxy, f"{name} {STEP}", spatial=True)
+            self.nodes[f"{name} {STEP}"] = proxy
 
     def _neuron(self, provenance: dict) -> None:
         point = provenance.get("neuron_ras") or provenance.get("point_ras")
@@ -225,21 +230,6 @@ class Run:
         node.SetName(self.scene.GenerateUniqueName("About this run"))
         node.SetText(repeat.words(explanation))
         self._keep(self.scene.AddNode(node), "about")
-
-    def _show(self, explanation: Explanation) -> None:
-        """The clearest first look: the scrubbed steps (or the first image, or the first map) over the input."""
-        kinds = {name: layer.kind for name, layer in explanation.maps.items()}
-        kinds.update({f"{name} (step)": s.kind for name, s in explanation.sequences.items() if s.kind != "mask"})
-        order = sorted((n for n in kinds if n in self.nodes), key=lambda n: (kinds[n] != "image", "(step)" not in n))
-        masks = [f"{name} (step)" for name, s in explanation.sequences.items() if s.kind == "mask"]
-        label = next((self.nodes[name] for name in masks if name in self.nodes), None)
-        if order:
-            opacity = layers.OPAQUE if kinds[order[0]] == "image" else layers.OVERLAY
-            layers.show(self.scene, self.inputs[0], self.nodes[order[0]], opacity, label)
-        for name in ("normalized", *self.curves):
-            if name in self.curves:
-                charts.show_chart(self.scene, self.curves[name]["chart"])
-                break
 
 
 def _title(name: str, title: str) -> str:

@@ -16,7 +16,7 @@ import vtk  # noqa: E402
 from MedXAILib.errors import MedXAIError  # noqa: E402
 from MedXAILib.explanation import Patch, Point  # noqa: E402
 from MedXAILib.scene import bundle, charts, layers, read, remove, repeat, segments  # noqa: E402
-from MedXAILib.scene.nodes import RUN, array_of, attributes, hierarchy, matrix_of, of_class, voxels  # noqa: E402
+from MedXAILib.scene.nodes import RUN, array_of, attributes, hierarchy, matrix_of, name_of, of_class, voxels  # noqa: E402
 from MedXAILib.scene.write import Run  # noqa: E402
 
 
@@ -168,7 +168,11 @@ def test_scrubbing_moves_dream_and_mask_on_their_lattice(study):
             np.testing.assert_allclose(array_of(matrix), volume.ijk_to_ras, atol=1e-9)
             assert np.array_equal(voxels(node.GetImageData()), volume.array) and str(step)
         assert (proxy.GetDisplayNode().GetWindow(), proxy.GetDisplayNode().GetLevel()) == window
-        assert remove.run_of(study.scene, proxy) == run.id  # a proxy forgets its attributes, not its run
+        assert (
+            proxy.GetAttribute("MedXAI.SHA256") == "0123456789abcdef" * 4
+        )  # a proxy takes over the frame's attributes
+        proxy.SetAttribute(RUN, None)  # and a frame read from a file has none, but
+        assert remove.run_of(study.scene, proxy) == run.id and name_of(study.scene, proxy) == "steps (step)"
     assert voxels(label.GetImageData()).dtype == np.uint8
     remove.remove(study.scene, proxy)
     assert not remove.of_run(study.scene, run.id)
