@@ -203,7 +203,7 @@ class Prepared:
             "axes": [_AXIS_NAMES[one.axis] for one in self.axes],
             "flipped": [one.step < 0 for one in self.axes],
             "voxels_per_voxel": [abs(one.step) for one in self.axes],
-            "resampling": "none" if self.exact else "area" if any(one.area for one in self.axes) else "linear",
+            "resampling": "none" if self.exact else "linear" + ", antialiased" * any(one.smooth for one in self.axes),
             "padding": [[one.before, one.after] for one in self.axes],
             "padding_value": "the network units of the volume's minimum",
             "intensity": [one.record() for one in self.intensity],

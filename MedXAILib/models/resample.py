@@ -25,7 +25,7 @@ class Axis:
     count: int  # voxels of the network's grid along it, without padding
     first: float
     step: float
-    area: bool = False  # shrinking to a fixed size: means over the voxels that are covered, not samples of them
+    smooth: bool = False  # shrinking to a fixed size: a widened kernel, so that nothing between the samples is lost
     before: int = 0  # padding
     after: int = 0
 
@@ -72,13 +72,13 @@ def spaced_axis(axis: int, length: int, flip: bool, ratio: float) -> Axis:
 
 
 def sized_axis(axis: int, length: int, flip: bool, count: int) -> Axis:
-    """``count`` voxels that cover the same extent."""
+    """``count`` voxels that cover the same extent (half-voxel centres, as torch and MONAI have it)."""
     if count == length:
         return plain_axis(axis, length, flip)
     ratio = length / count
     first = 0.5 * ratio - 0.5
     return Axis(
-        axis, length, count, length - 1 - first if flip else first, -ratio if flip else ratio, area=count < length
+        axis, length, count, length - 1 - first if flip else first, -ratio if flip else ratio, smooth=count < length
     )
 
 
@@ -87,8 +87,8 @@ def forward(array: np.ndarray, axes: list[Axis]) -> np.ndarray:
     for one in axes:
         if one.exact:
             array = array if one.step > 0 else np.flip(array, one.axis)
-        elif one.area:
-            array = _means(array, one)
+        elif one.smooth:
+            array = _smooth(array, one)
         else:
             array = _lines(array, one.axis, one.array(np.arange(one.count)))
     return array
@@ -106,12 +106,12 @@ def _lines(array, axis, at):
     return left
 
 
-def _means(array, one: Axis):
-    """Means over the stretch of the array that each network voxel covers; float32."""
+def _smooth(array, one: Axis):
+    """Weighted means with the linear kernel as wide as the step: the antialiased resize of torch, torchvision and PIL; float32."""
     ratio = abs(one.step)
-    edges = np.arange(one.count + 1) * ratio
-    n = np.arange(one.length)
-    share = np.clip(np.minimum(edges[1:, None], n + 1) - np.maximum(edges[:-1, None], n), 0, None) / ratio
+    distance = (np.arange(one.count)[:, None] + 0.5) * ratio - (np.arange(one.length) + 0.5)
+    share = np.clip(1 - np.abs(distance) / ratio, 0, None)
+    share /= share.sum(1, keepdims=True)
     share = share[:, ::-1] if one.step < 0 else share
     moved = np.moveaxis(array, one.axis, -1).astype(np.float32) @ share.T.astype(np.float32)
     return np.moveaxis(moved, -1, one.axis)
