@@ -84,7 +84,8 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
     rows = len(next(iter(columns.values()))) if columns else 0
     columns.update({column: np.full(rows, value) for column, value in ends.items()})
     fill(made["table"], columns, curve.units)
-    for series in [one for one in made["series"] if one.GetYColumnName() not in columns]:
+    wanted = [*shown(curve), *ends]
+    for series in [one for one in made["series"] if one.GetYColumnName() not in wanted]:
         made["series"].remove(series)
         made["chart"].RemovePlotSeriesNodeID(series.GetID())
         scene.RemoveNode(series)
@@ -95,7 +96,7 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
         chart.SetYAxisTitle(_value_title(curve))
         chart.SetLegendVisibility(True)
         chart.SetGridVisibility(True)
-        for n, column in enumerate([*shown(curve), *ends]):
+        for n, column in enumerate(wanted):
             if column not in known:
                 series = _series(scene, made["table"], curve, column, None if column in ends else n)
                 new.append(series)
@@ -104,10 +105,20 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
     return new
 
 
-def shown(curve: Curve) -> list[str]:
-    """The columns a chart draws."""
+def shown(curve: Curve, most: int = MOST) -> list[str]:
+    """The columns a chart draws: those the curve names, else all, else the ``most`` that moved farthest."""
     names = [name for name in curve.columns if name != curve.index]
-    return [name for name in curve.shown if name in names] or names[:MOST]
+    chosen = [name for name in curve.shown if name in names] or names
+    if len(chosen) > most:
+        farthest = set(sorted(chosen, key=lambda name: _moved(curve.columns[name]), reverse=True)[:most])
+        chosen = [name for name in chosen if name in farthest]
+    return chosen
+
+
+def _moved(values) -> float:
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    return abs(float(values[-1] - values[0])) if len(values) else -1.0
 
 
 def _ends(curve: Curve) -> dict[str, float]:

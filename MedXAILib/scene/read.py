@@ -114,8 +114,28 @@ def segment(segmentation, segment_id: str, volume_node) -> Volume:
     corner = np.eye(4)
     corner[:3, 3] = labels.GetExtent()[::2]
     to_ras = array_of(linear.GetMatrix()) @ array_of(matrix) @ corner
-    mask = mask_on_grid(Volume(voxels(labels), to_ras, name), grid)
-    return grid.with_array(mask.view(np.uint8), name, "")
+    mask = Volume(voxels(labels), to_ras, name)
+    found = _pasted(mask, grid)
+    found = mask_on_grid(mask, grid) if found is None else found
+    return grid.with_array(found.view(np.uint8), name, "")
+
+
+def _pasted(mask: Volume, grid: Volume) -> np.ndarray | None:
+    """The mask on the grid when it lies on the same lattice (the usual case, and ten times faster); None otherwise."""
+    shift = np.linalg.solve(grid.ijk_to_ras, mask.ijk_to_ras)
+    start = np.rint(shift[:3, 3][::-1]).astype(int)
+    apart = np.abs(shift - np.eye(4))
+    apart[:3, 3] = np.abs(shift[:3, 3] - start[::-1])
+    if (apart[:3, :3] @ mask.shape[::-1] + apart[:3, 3]).max() > 0.01 or not mask.array.any():
+        return None
+    low, high = np.maximum(start, 0), np.minimum(start + mask.shape, grid.shape)
+    if (low >= high).any():
+        return None
+    found = np.zeros(grid.shape, bool)
+    target = tuple(slice(a, b) for a, b in zip(low, high))
+    source = tuple(slice(a, b) for a, b in zip(low - start, high - start))
+    np.not_equal(mask.array[source], 0, out=found[target])
+    return found if found.any() else None
 
 
 def _labelmap(segmentation, segment_id: str, volume_node):

@@ -302,7 +302,7 @@ def _curves(figure, explanation: Explanation, left: float) -> None:
     if raw is None:
         return
     axes = figure.add_axes((left, 0.715, width, 0.145))
-    columns = charts.shown(raw)[:MOST_CURVES]
+    columns = charts.shown(raw, MOST_CURVES)
     _lines(axes, raw, columns)
     axes.set_title(raw.title if len(columns) > 1 else columns[0].replace("_", " ").capitalize(), **_TITLE)
     unit = {raw.units.get(name, "") for name in columns}
@@ -320,8 +320,7 @@ def _curves(figure, explanation: Explanation, left: float) -> None:
     if features is None:
         axes.remove()
         return
-    names = [name for name in features.columns if name != features.index]
-    names = [n for n in features.shown if n in names] or _largest(features, names)
+    names = charts.shown(features, MOST_CURVES)
     axes.set_title(title + (f" · {len(names)} of {len(features.columns) - 1}" if len(names) < len(features.columns) - 1 else ""), **_TITLE)  # fmt: skip
     for band, (low, high) in features.bands.items():
         axes.axhspan(low, high, color="#e3efe6", zorder=0, label=band)
@@ -349,18 +348,6 @@ def _scaled(raw, others: dict):
         low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 0.0)
         columns[name] = (values - low) / (high - low) if high > low else values * 0 + 0.5
     return dataclasses.replace(raw, columns=columns, shown=(), bands={})
-
-
-def _largest(curve, names: list[str]) -> list[str]:
-    """The features that moved most, in the curve's order."""
-
-    def moved(name):
-        values = np.asarray(curve.columns[name], float)
-        values = values[np.isfinite(values)]
-        return abs(values[-1] - values[0]) if len(values) else -1.0
-
-    chosen = set(sorted(names, key=moved, reverse=True)[:MOST_CURVES])
-    return [name for name in names if name in chosen]
 
 
 def _lines(axes, curve, names: list[str]) -> None:

@@ -113,6 +113,7 @@ class Run:
         self._sequences(explanation, known)
         self._neuron(explanation.provenance)
         self._words(explanation)
+        self._drop(explanation)
         for node in remove.nodes_of(self.scene, self.id):
             with modifying(node):
                 for key, value in known.items():
@@ -149,6 +150,20 @@ class Run:
             for n in range(node.GetNumberOfDisplayNodes()):
                 node.GetNthDisplayNode(n).SetAttribute(RUN, self.id)
         return node
+
+    def _drop(self, explanation: Explanation) -> None:
+        """What was shown on the way but is no part of the result goes."""
+        known = {*explanation.maps, *(f"{name} {STEP}" for name in explanation.sequences)}
+        gone = [self.nodes.pop(name) for name in list(self.nodes) if name not in known]
+        for name in [name for name in self.curves if name not in explanation.curves]:
+            made = self.curves.pop(name)
+            gone += [*made["series"], made["chart"], made["table"]]
+        if self.masks is not None:
+            for name in self.masks.GetSegmentation().GetSegmentIDs():
+                if name not in explanation.masks:
+                    self.masks.GetSegmentation().RemoveSegment(name)
+        for node in gone:
+            self.scene.RemoveNode(node)  # views and displays follow, as when somebody deletes it by hand
 
     def _map(self, name: str, layer: Layer) -> None:
         node = self.nodes.get(name)
@@ -209,11 +224,13 @@ class Run:
         point = provenance.get("neuron_ras") or provenance.get("point_ras")
         if point is None:
             return
+        selection = self.scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+        active = selection.GetActivePlaceNodeID() if selection is not None else None
         node = slicer.vtkMRMLMarkupsFiducialNode()
         node.SetName(self.scene.GenerateUniqueName("Neuron"))
         self.scene.AddNode(node)
         node.CreateDefaultDisplayNodes()
-        node.AddControlPoint(slicer.vtkVector3d(*point) if hasattr(slicer, "vtkVector3d") else list(map(float, point)))
+        node.AddControlPoint([float(v) for v in point])
         node.SetNthControlPointLabel(0, "neuron")
         node.SetNthControlPointLocked(0, True)
         node.SetLocked(True)
@@ -224,6 +241,8 @@ class Run:
         shown.SetSelectedColor(0.2, 1.0, 0.5)
         shown.SetPointLabelsVisibility(False)
         self._keep(node, "neuron", spatial=True)
+        if selection is not None:
+            selection.SetActivePlaceNodeID(active)  # the next point somebody places is not ours
 
     def _words(self, explanation: Explanation) -> None:
         node = slicer.vtkMRMLTextNode()

@@ -321,3 +321,38 @@ def test_maps_of_every_kind(study):
     assert {view[1] for view in shown(study.scene)} == {run.nodes["positive"].GetID()}
     assert {view[3] for view in shown(study.scene)} == {layers.OVERLAY}
     assert not run.curves and charts.shown
+
+
+def test_what_was_only_on_the_way_goes(study):
+    run = Run(study.host, study.node, "dream")
+    run.preview("sketch", study.volume.with_array(study.volume.array.copy(), "sketch"))
+    run.preview("draft", study.volume.with_array(np.ones(study.volume.shape, np.uint8), "draft"), kind="mask")
+    run.point("half", 0, {"x": 1.0})
+    run.finish(study.explanation)
+    names = {name_of(study.scene, node) for node in remove.of_run(study.scene, run.id)}
+    assert not names & {"sketch", "half"} and {"dream", "change", "curves", "normalized", "verdicts"} <= names
+    assert run.masks.GetSegmentation().GetSegmentIDs() == ("mask",)
+    assert run.nodes["steps (step)"].GetID() in {view[1] for view in shown(study.scene)}
+
+
+def test_many_features_stay_readable(study):
+    from MedXAILib.explanation import Curve
+
+    columns = {"step": np.arange(3.0), **{f"feature_{n}": np.array([0.0, np.nan, n]) for n in range(60)}}
+    curve = Curve("Many", "step", columns, bands={"reference ±1 SD": (-1.0, 1.0)})
+    run = Run(study.host, study.node, "dream")
+    run.point("normalized", 0, {"feature_0": 1.0})
+    run._curve("normalized", curve)
+    drawn = [series.GetYColumnName() for series in run.curves["normalized"]["series"]]
+    assert len(drawn) == charts.MOST + 2
+    assert "feature_59" in drawn and "feature_0" not in drawn
+    assert run.curves["normalized"]["table"].GetNumberOfColumns() == 63
+    assert run.curves["normalized"]["chart"].GetNumberOfPlotSeriesNodes() == len(drawn)
+
+
+def test_the_next_point_somebody_places_is_theirs(study):
+    selection = study.scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    theirs = study.scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "theirs")
+    selection.SetActivePlaceNodeID(theirs.GetID())
+    Run(study.host, study.node, "dream").finish(study.explanation)
+    assert selection.GetActivePlaceNodeID() == theirs.GetID()
