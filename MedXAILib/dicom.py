@@ -238,7 +238,7 @@ def _frames(header: _Header, frames: int) -> Volume:
     order, step = _even(at, turns[0], [f"frame {n + 1}" for n in range(frames)], f"DICOM file '{header.path}'")
     array = _one_channel(image, header.path)[order]
     array = array.astype(np.float32) if array.dtype == np.float64 else array
-    del attributes["stored_range"]  # slope and intercept may differ from frame to frame
+    del attributes["stored_low"], attributes["stored_high"]  # slope and intercept may differ from frame to frame
     matrix = _matrix(turns[0], sizes[0], step, at[order[0]])
     return Volume(array, ras(matrix), stem(header.path), unit, attributes)
 
@@ -270,7 +270,8 @@ def _about(header: _Header) -> tuple[dict, str]:
         "modality": modality,
         "photometric": header.text("0028|0004"),
         "bits_stored": bits,
-        "stored_range": tuple(ends),
+        "stored_low": ends[0],
+        "stored_high": ends[1],
         "series": header.text("0020|000e"),
     }
     unit = "HU" if modality == "CT" and header.text("0028|1054") in ("", "HU") else ""

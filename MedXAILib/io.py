@@ -39,7 +39,7 @@ def read_volume(path) -> Volume:
     -------
     Volume
         Integers stay integers, float64 becomes float32, NaN stays. A 2-D image is one slice. ``attributes`` may hold ``modality``,
-        ``photometric`` (as stored; MONOCHROME1 has been inverted), ``bits_stored`` and ``stored_range`` (the smallest and largest value
+        ``photometric`` (as stored; MONOCHROME1 has been inverted), ``bits_stored`` and ``stored_low``, ``stored_high`` (the smallest and largest value
         that could be stored, in the units of the array).
 
     Raises
@@ -167,7 +167,7 @@ def _volume(array, lps_matrix, name, unit="", attributes=None) -> Volume:
             array = array.astype(np.float32)
     attributes = dict(attributes or {})
     if array.dtype == np.uint8:
-        attributes.setdefault("stored_range", (0, 255))
+        attributes = {"stored_low": 0, "stored_high": 255} | attributes
     return Volume(array, ras(lps_matrix), name, unit, attributes)
 
 
@@ -205,7 +205,7 @@ def _read_file(path: Path) -> Volume:
     attributes = {}
     if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
         high = 65535 if "16" in image.GetPixelIDTypeAsString() else 255
-        attributes = {"stored_range": (0, high), "bits_stored": 16 if high > 255 else 8}
+        attributes = {"stored_low": 0, "stored_high": high, "bits_stored": 16 if high > 255 else 8}
     return to_volume(image, stem(path), path, attributes=attributes)
 
 

@@ -27,7 +27,7 @@ class Volume:
     unit : str
         Unit of the voxel values, such as ``HU``; empty where unknown.
     attributes : dict
-        What a reader knows beside the voxels (modality, photometric interpretation…).
+        What a reader knows beside the voxels (modality, photometric interpretation…); numbers and text only, so that they can be sent.
 
     Raises
     ------
@@ -121,7 +121,7 @@ class Volume:
             raise MedXAIError(f"An array of shape {array.shape} does not fit the grid {self.shape} of '{self.name}'.")
         attributes = dict(self.attributes)
         if self.array.dtype == np.uint8:  # other voxels in the same unit: what 8 bits could hold stays known
-            attributes.setdefault("stored_range", (0, 255))
+            attributes = {"stored_low": 0, "stored_high": 255} | attributes
         name, unit = self.name if name is None else name, self.unit if unit is None else unit
         return Volume(array, self.ijk_to_ras, name, unit, attributes)
 

@@ -111,10 +111,10 @@ def _unit(low, high) -> tuple[float, float]:
 
 def _to_uint8(volume: Volume) -> tuple[float, float]:
     """Scale and offset from a radiograph's stored range to 8 bits' 0–255; an 8-bit image is left as it is."""
-    stored = volume.attributes.get("stored_range")
-    if stored is None and volume.array.dtype == np.uint8:
+    stored = volume.attributes.get("stored_low"), volume.attributes.get("stored_high")
+    if None in stored and volume.array.dtype == np.uint8:
         stored = (0, 255)
-    if stored is None:
+    if None in stored:
         low, high = float(volume.array.min()), float(volume.array.max())
         if low < 0 or high > 255:
             raise MedXAIError(

@@ -40,6 +40,10 @@ def assert_same(read, volume, tolerance=1e-6):
     assert np.abs(corners(volume, read.ijk_to_ras) - corners(volume, volume.ijk_to_ras)).max() < tolerance
 
 
+def stored(volume):
+    return volume.attributes["stored_low"], volume.attributes["stored_high"]
+
+
 # ---- NRRD and NIfTI --------------------------------------------------------------------------------------------------
 
 
@@ -252,12 +256,12 @@ def test_pictures(tmp_path):
     volume = read_volume(tmp_path / "grey.png")
     assert volume.shape == (1, 10, 12) and volume.orientation == "LPS" and volume.array.dtype == np.uint8
     np.testing.assert_array_equal(volume.array[0], grey)
-    assert volume.attributes["stored_range"] == (0, 255)
+    assert stored(volume) == (0, 255)
     deep = grey.astype(np.uint16) * 200
     sitk.WriteImage(sitk.GetImageFromArray(deep), str(tmp_path / "deep.png"))
     volume = read_volume(tmp_path / "deep.png")
     np.testing.assert_array_equal(volume.array[0], deep)
-    assert volume.attributes["stored_range"] == (0, 65535)
+    assert stored(volume) == (0, 65535)
     for channels in (3, 4):
         stacked = np.stack([grey] * 3 + [np.full_like(grey, 255)] * (channels - 3), -1)
         sitk.WriteImage(sitk.GetImageFromArray(stacked, isVector=True), str(tmp_path / "rgb.png"))
@@ -423,28 +427,28 @@ def test_slices_that_differ_are_refused(tmp_path):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_monochrome1_is_turned_over_within_the_stored_range(tmp_path, packed):
-    stored = np.random.default_rng(0).integers(0, 4095, (32, 48)).astype(np.uint16)
-    stored[0, :2] = 0, 4095
+    raw = np.random.default_rng(0).integers(0, 4095, (32, 48)).astype(np.uint16)
+    raw[0, :2] = 0, 4095
     about = dict(Modality="DX", SOPClassUID="1.2.840.10008.5.1.4.1.1.1.1", BitsStored=12, PixelSpacing=["0.2", "0.3"])
-    dicom(tmp_path / "2.dcm", stored, packed=packed, **about)
-    dicom(tmp_path / "1.dcm", stored, packed=packed, PhotometricInterpretation="MONOCHROME1", **about)
+    dicom(tmp_path / "2.dcm", raw, packed=packed, **about)
+    dicom(tmp_path / "1.dcm", raw, packed=packed, PhotometricInterpretation="MONOCHROME1", **about)
     plain, turned = read_volume(tmp_path / "2.dcm"), read_volume(tmp_path / "1.dcm")
-    np.testing.assert_array_equal(plain.array[0], stored)
-    np.testing.assert_array_equal(turned.array[0], 4095 - stored)
-    assert turned.attributes["stored_range"] == (0, 4095) and turned.attributes["photometric"] == "MONOCHROME1"
+    np.testing.assert_array_equal(plain.array[0], raw)
+    np.testing.assert_array_equal(turned.array[0], 4095 - raw)
+    assert stored(turned) == (0, 4095) and turned.attributes["photometric"] == "MONOCHROME1"
     assert turned.spacing[:2] == pytest.approx((0.3, 0.2)) and turned.shape == (1, 32, 48)
     dicom(
         tmp_path / "r.dcm",
-        stored,
+        raw,
         PhotometricInterpretation="MONOCHROME1",
         RescaleSlope="2",
         RescaleIntercept="-5",
         **about,
     )
     turned = read_volume(tmp_path / "r.dcm")
-    np.testing.assert_array_equal(turned.array[0], (4095 - stored.astype(int)) * 2 - 5)
-    assert turned.attributes["stored_range"] == (-5, 8185)
-    eight = stored.astype(np.uint8)
+    np.testing.assert_array_equal(turned.array[0], (4095 - raw.astype(int)) * 2 - 5)
+    assert stored(turned) == (-5, 8185)
+    eight = raw.astype(np.uint8)
     dicom(tmp_path / "8.dcm", eight, PhotometricInterpretation="MONOCHROME1", Modality="CR")
     np.testing.assert_array_equal(read_volume(tmp_path / "8.dcm").array[0], 255 - eight)
 
@@ -489,7 +493,7 @@ def test_frames_lie_where_their_headers_say(tmp_path):
 def test_signed_numbers_know_their_range(tmp_path):
     dicom(tmp_path / "a.dcm", np.array([[-5, 7]], np.int16))
     volume = read_volume(tmp_path / "a.dcm")
-    assert volume.array.tolist() == [[[-5, 7]]] and volume.attributes["stored_range"] == (-32768, 32767)
+    assert volume.array.tolist() == [[[-5, 7]]] and stored(volume) == (-32768, 32767)
 
 
 def test_other_dicom_is_refused_in_words(tmp_path, data):

@@ -384,11 +384,13 @@ def test_per_slice_counts_the_slice_alone():
 def test_uint8_range():
     rule = {"kind": "linear", "multiply": 1, "add": -1, "range": "uint8"}
     model = network(spatial_dims=2, intensity=rule)
-    twelve = Volume(np.array([[[0, 4095]]], np.uint16), np.eye(4), attributes={"stored_range": (0, 4095)})
+    twelve = Volume(np.array([[[0, 4095]]], np.uint16), np.eye(4), attributes={"stored_low": 0, "stored_high": 4095})
     prepared = prepare(model, [twelve])
     assert prepared.x.flatten().tolist() == [-1, 254]
     np.testing.assert_allclose(prepared.change(np.ones((1, 2), np.float32), (0, 0)).array, 4095 / 255, rtol=1e-6)
-    signed = Volume(np.array([[[-2048, 2047]]], np.int16), np.eye(4), attributes={"stored_range": (-2048, 2047)})
+    signed = Volume(
+        np.array([[[-2048, 2047]]], np.int16), np.eye(4), attributes={"stored_low": -2048, "stored_high": 2047}
+    )
     assert prepare(model, [signed]).x.flatten().tolist() == [-1, 254]
     eight = Volume(np.array([[[0, 200]]], np.uint8), np.eye(4))
     assert prepare(model, [eight]).x.flatten().tolist() == [-1, 199]
