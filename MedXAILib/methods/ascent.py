@@ -73,7 +73,7 @@ class Ascent:
         if gradient and not shared:
             logits, slope = self._ascend()
             if not self.settings.jitter and not bool(self.model.foreground(logits, self.label)):
-                self.window = self.voxel
+                self.window = self._around(None)
                 return float(logits[0, self.label].squeeze()), None, slope
         while True:
             logits, more = self._pass(feed, window, gradient and slope is None)
@@ -88,11 +88,12 @@ class Ascent:
         return float(logits[(0, self.label, *self.voxel.within(window).start)]), found, slope
 
     def _around(self, found) -> Box:
-        """Where to look next: the component and a little more."""
-        if found is None:
-            return self.voxel
-        room = [max(3, n // 8) for n in found[0].shape]
-        return found[0].grown(room, room, self.shape).common(self.near.reach)
+        """Where to look next: the component and a little more; everywhere, when that is fed anyway."""
+        window = self.voxel
+        if found is not None:
+            room = [max(3, n // 8) for n in found[0].shape]
+            window = found[0].grown(room, room, self.shape).common(self.near.reach)
+        return self.near.reach if self._input(window) == self.near.reach_input else window
 
     def _input(self, window: Box) -> Box:
         """What must be fed for outputs in ``window``; the whole grid where the receptive field is not exact."""

@@ -232,6 +232,27 @@ def test_a_spatial_normalization_refuses_to_crop_and_says_so(tmp_path):
     assert (found.maps["change"].volume.array != 0).mean() > 0.9  # the gradient reaches everywhere
 
 
+@pytest.mark.parametrize("norm", ["INSTANCE", "BATCH"])
+def test_no_work_is_done_twice(tmp_path, monkeypatch, norm):
+    """Voxels fed per step: the whole grid once where nothing can be cropped, else the two small boxes at most."""
+    model = open_package(network(tmp_path, "UNet", {**UNET, "norm": norm}, multiple_of=4))
+    fed = []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda x: (fed.append(x[0, 0].numel()), logits(x))[1])
+    found = run(
+        dream(model, [volume((1, 96, 96))], settings(neuron_ijk=(48, 48, 0), steps=8, step_size=8.0, normalize=True))
+    )
+    assert found.masks["mask"].array.any()
+    first = fed.index(96 * 96)  # the first look
+    ascent = fed[first + (1 if norm == "INSTANCE" else 3) : -1]  # without the checks of the crop and of the end
+    if norm == "INSTANCE":
+        assert ascent == [96 * 96] * 9
+    else:
+        gradient = np.prod(found.provenance["crop"]["gradient"])
+        prediction = np.prod(found.provenance["crop"]["prediction"])
+        assert sum(ascent) <= 9 * (gradient + prediction) and max(ascent) <= prediction
+
+
 # ---- geometry --------------------------------------------------------------------------------------------------------------
 
 ROTATION = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
