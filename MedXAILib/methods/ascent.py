@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import MedXAIError
+from ..models import sliding_logits
 from ..models.crop import Box, aligned, around, tiles, whole
 from .components import Component
 
@@ -19,7 +20,7 @@ class Ascent:
     model : Model
         Frozen by the caller (``with model.frozen()``).
     x : Tensor, shape (1, C, *spatial)
-        The start, network units; changed in place.
+        The start, network units; changed in place. For networks of one window, that window of the image.
     label : int
         Output channel.
     point : tuple of int
@@ -34,12 +35,15 @@ class Ascent:
         Intensity range per channel in network units, broadcastable to x.
     multiple : int or sequence of int
         Sizes the network takes.
+    origin : tuple of int
+        Where the first voxel of ``x`` lies on the network's grid.
     """
 
-    def __init__(self, model, x, label, point, foreground, field, settings, limits, multiple=1):
+    def __init__(self, model, x, label, point, foreground, field, settings, limits, multiple=1, origin=None):
         self.model, self.x, self.label, self.point = model, x, label, tuple(point)
         self.field, self.settings, self.limits, self.multiple = field, settings, limits, multiple
         self.shape = tuple(x.shape[2:])
+        self.origin = (0,) * len(self.shape) if origin is None else origin
         self.near = around(point, field, self.shape, multiple)
         self.voxel = Box(self.point, tuple(p + 1 for p in self.point))
         self.gradient_input = self.near.gradient_input
@@ -165,6 +169,10 @@ class Ascent:
         box = self.near.gradient_input  # the voxel must stay in the box
         return [min(max(s, a - p), b - 1 - p) for s, p, a, b in zip(drawn, self.point, box.start, box.stop)]
 
+    def place(self, start) -> tuple[int, ...]:
+        """A voxel of ``x`` on the network's grid."""
+        return tuple(a + o for a, o in zip(start, self.origin))
+
     def check(self, logits) -> float:
         """Largest difference between cropped logits and the whole grid's, relative to the largest logit; at the start.
 
@@ -208,13 +216,16 @@ def first_look(model, x, label, field, multiple=1, tile: int = 96):
     logit : ndarray of float32, foreground : ndarray of bool
         Shape of the grid.
     logits : Tensor or None
-        All channels on the whole grid, when it was one pass.
+        All channels on the whole grid, when it was one pass or a blend of windows.
     """
     shape = tuple(x.shape[2:])
+    sliding = model.package.input.fit == "window"
     try:
-        model.require_memory(shape, gradient=False, lower="the volume's size (crop it)")
+        model.require_memory(
+            model.package.input.size if sliding else shape, gradient=False, lower="the volume's size (crop it)"
+        )
     except MedXAIError:
-        if not field.exact:
+        if sliding or not field.exact:
             raise
         logit, foreground = np.empty(shape, np.float32), np.empty(shape, bool)
         for out, feed in tiles(field, shape, tile, multiple):
@@ -224,5 +235,13 @@ def first_look(model, x, label, field, multiple=1, tile: int = 96):
             foreground[out.index[1:]] = model.foreground(part, label)[0].cpu().numpy()
         return logit, foreground, None
     with torch.no_grad():
-        logits = model.logits(x)
+        logits = sliding_logits(model, x)
     return logits[0, label].cpu().numpy(), model.foreground(logits, label)[0].cpu().numpy(), logits
+
+
+def frame(about, point, shape) -> Box:
+    """The part of the grid an ascent works in: all of it, or for networks of one window the window around the voxel."""
+    if about.fit != "window":
+        return whole(shape)
+    start = tuple(min(max(p - n // 2, 0), full - n) for p, n, full in zip(point, about.size, shape))
+    return Box(start, tuple(a + n for a, n in zip(start, about.size)))

@@ -12,10 +12,11 @@ from .. import features as radiomics
 from ..errors import MedXAIError
 from ..explanation import Curve, Explanation, Layer, Patch, Point, Step, Steps, Table
 from ..models import prepare
+from ..models.crop import Box
 from ..models.geometry import plane_axis, slice_of
 from ..settings import DreamSettings
 from ..volume import Volume, mask_on_grid
-from .ascent import Ascent, first_look
+from .ascent import Ascent, first_look, frame
 from .frames import Frames
 from .provenance import provenance
 
@@ -78,7 +79,8 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
     multiple = model.package.input.multiple_of
     with model.frozen():
         yield Step(0.0, "Reading the network")
-        field = model.receptive_field(shape)
+        sliding = model.package.input.fit == "window"
+        field = model.receptive_field(model.package.input.size if sliding else shape)
         exact = field.exact and settings.crop
         yield Step(0.0, "Looking at the whole volume")
         logit, foreground, logits = first_look(model, x, label, field, multiple)
@@ -87,10 +89,23 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
             voxel = prepared.to_volume(point)
         else:
             point, chosen = prepared.to_network(voxel), "given"
+        box = frame(model.package.input, point, shape)
+        if sliding:
+            notes.append(
+                f"The network takes windows of {box.shape}: the ascent and its mask stay in the one around the voxel."
+            )
+            with torch.no_grad():  # in the window the prediction is the network's own, not the blend of its neighbours
+                logits = model.logits(x[box.index])
+                foreground[box.index[1:]] = model.foreground(logits, label)[0].cpu().numpy()
         limits = (_per_channel(prepared.low, x), _per_channel(prepared.high, x))
-        ascent = Ascent(
-            model, x, label, point, foreground, field if exact else _no_crop(field), settings, limits, multiple
-        )
+
+        def begin(field):
+            return Ascent(
+                model, x[box.index], label, tuple(p - a for p, a in zip(point, box.start)), foreground[box.index[1:]], field,
+                settings, limits, multiple, box.start,
+            )  # fmt: skip
+
+        ascent = begin(field if exact else _no_crop(field))
         crop_error = None
         if exact and logits is not None:
             crop_error = ascent.check(logits)
@@ -98,8 +113,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
                 notes.append(
                     "The crop did not give the whole volume's answer, so everything was computed on the whole volume."
                 )
-                exact = False
-                ascent = Ascent(model, x, label, point, foreground, _no_crop(field), settings, limits, multiple)
+                exact, ascent = False, begin(_no_crop(field))
         elif settings.crop and not field.exact:
             notes.append(f"Computed on the whole volume: {field.reason}.")
         del logits, logit
@@ -203,11 +217,11 @@ class _Path:
     def record(self, j, response, found, queue) -> Point:
         """Take in step j: image and mask on the volume's grid, frame, features asked for."""
         ascent = self.ascent
-        change = self.prepared.change(ascent.delta(), ascent.change.start)
+        change = self.prepared.change(ascent.delta(), ascent.place(ascent.change.start))
         self.current[change.box] = self.base[change.box] + change.array
         self.box = change.box
         self.responses.append(response)
-        self.mask = None if found is None else self.prepared.mask(found[1], found[0].start)
+        self.mask = None if found is None else self.prepared.mask(found[1], ascent.place(found[0].start))
         self.frames.add(j, Patch(self.current[change.box].copy(), change.start), self.mask)
         values = {"response": response}
         if self.line is not None:
@@ -276,7 +290,7 @@ class _Path:
             volume.with_array(change, "change"), "signed", f"Change{unit}", -reach or None, reach or None
         )
         for c, name in enumerate(self.channels[1:], 1):  # the other channels: their change, on the first one's grid
-            patch = self.prepared.change(ascent.delta(), ascent.change.start, c)
+            patch = self.prepared.change(ascent.delta(), ascent.place(ascent.change.start), c)
             other = np.zeros(volume.shape, np.float32)
             other[patch.box] = patch.array
             reach = float(np.abs(other).max())
@@ -382,6 +396,7 @@ def _again(model, prepared, path, ascent, volumes, settings) -> float:
     """The voxel's logit when the written dream is prepared as any volume would be."""
     fresh = prepare(model, [path.volume.with_array(path.current), *volumes[1:]], prepared.slice)
     box = ascent.near.gradient_input
+    here = Box(ascent.place(box.start), ascent.place(box.stop))
     with torch.no_grad():
-        logits = model.logits(fresh.x[box.index])
-    return float(logits[(0, ascent.label, *(p - a for p, a in zip(ascent.point, box.start)))])
+        logits = model.logits(fresh.x[here.index])
+    return float(logits[(0, ascent.label, *ascent.voxel.within(box).start)])

@@ -232,6 +232,27 @@ def test_a_spatial_normalization_refuses_to_crop_and_says_so(tmp_path):
     assert (found.maps["change"].volume.array != 0).mean() > 0.9  # the gradient reaches everywhere
 
 
+def test_a_network_of_one_window_dreams_in_the_window_around_the_voxel(tmp_path):
+    arguments = {**UNET, "norm": "INSTANCE"}  # its answer depends on the whole window
+    package = network(tmp_path, "UNet", arguments, multiple_of=4, size=[16, 16], fit="window")
+    model = open_package(package)
+    start = volume((1, 40, 36))
+    found = run(dream(model, [start], settings(neuron_ijk=(20, 25, 0), steps=4, step_size=6.0, normalize=True)))
+    change = found.maps["change"].volume.array[0]
+    rows, columns = np.nonzero(change)
+    assert (rows.min(), rows.max() + 1) == (17, 33) and (columns.min(), columns.max() + 1) == (12, 28)
+    window = start.array[0, 17:33, 12:28]
+    with model.frozen(), torch.enable_grad():
+        x = torch.from_numpy(window.copy())[None, None].requires_grad_(True)
+        z = model.logits(x)[0, 1, 8, 8]
+        (slope,) = torch.autograd.grad(z, x)
+    assert found.curves["curves"].columns["response"][0] == pytest.approx(z.item(), rel=1e-4)
+    first = found.sequences["steps"].items[1][1].array[0] - window
+    np.testing.assert_allclose(first, (6 * slope / slope.norm())[0, 0].numpy(), atol=1e-4)
+    assert any("windows of (16, 16)" in note for note in found.notes)
+    assert found.masks["mask"].array[0, 17:33, 12:28].any() == found.masks["mask"].array.any()
+
+
 @pytest.mark.parametrize("norm", ["INSTANCE", "BATCH"])
 def test_no_work_is_done_twice(tmp_path, monkeypatch, norm):
     """Voxels fed per step: the whole grid once where nothing can be cropped, else the two small boxes at most."""
