@@ -66,7 +66,7 @@ def loadPhantom(_source=None):
         node.GetDisplayNode().SetWindowLevelMinMax(-160, 240)
         segmentation = segments.add_segmentation(scene, "Liver phantom segmentation", node)
         liver = made.mask("organ")
-        segments.set_mask(segmentation, "liver", liver, liver.ijk_to_ras)
+        segments.set_mask(segmentation, "liver", liver, liver.ijk_to_ras, colour=(0.87, 0.51, 0.40))
         slicer.util.setSliceViewerLayers(background=node, fit=True)
     return node
 

@@ -9,7 +9,6 @@ import qt
 import slicer
 import vtk
 from slicer.i18n import tr as _
-from slicer.util import VTKObservationMixin
 
 from ..errors import MedXAIError
 from ..settings import DreamSettings
@@ -27,6 +26,7 @@ from .results import ResultSection
 from .run_control import RunControl
 from .run_state import RunState
 from .trust import TrustRow
+from .watch import Watch
 
 METHOD = "dream"
 DreamParameterNode = parameterNodeClass(
@@ -34,7 +34,7 @@ DreamParameterNode = parameterNodeClass(
 )
 
 
-class DreamPanel(VTKObservationMixin):
+class DreamPanel:
     """Builds the panel and joins its parts.
 
     Parameters
@@ -48,19 +48,19 @@ class DreamPanel(VTKObservationMixin):
     """
 
     def __init__(self, parent, layout, logic):
-        super().__init__()
         self.parent, self.logic = parent, logic
         self.parameters = None
         self._tag = None
         self._filling = False
+        self._kept = Watch(self._onParameters)
         self.environment = environments.Environment(lambda: worker_session.workerPython() or None)
         self._unobserveWorker = lambda: None
         self._build(layout)
         self.live = LiveRun(self.control, self._onFinished)
         scene = slicer.mrmlScene
-        self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartsToClose)
-        self.addObserver(scene, scene.EndCloseEvent, self._onSceneClosed)
-        self.addObserver(scene, scene.EndImportEvent, self._onSceneClosed)
+        self._closing, self._closed = Watch(self._onSceneStartsToClose), Watch(self._onSceneClosed)
+        self._closing.set(scene, scene.StartCloseEvent)
+        self._closed.set(scene, scene.EndCloseEvent, scene.EndImportEvent)
         self.enter()
 
     # -- widgets -----------------------------------------------------------------------------------------------------------
@@ -142,26 +142,30 @@ class DreamPanel(VTKObservationMixin):
         self.environment.stop()
         self.results.stop()
         self.setParameterNode(None)
-        self.removeObservers()
+        self._closing.clear()
+        self._closed.clear()
 
     def setParameterNode(self, parameters):
         """Keep everything in this node of the scene from now on; None: the scene goes away."""
         if self.parameters is not None:
             self.parameters.disconnectGui(self._tag)
-            self.removeObserver(self.parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
         self.parameters = parameters
+        self._kept.set(parameters.parameterNode if parameters is not None else None, vtk.vtkCommand.ModifiedEvent)
         if parameters is not None:
             self._tag = parameters.connectParametersToGui(self.form.connectors())
-            self.addObserver(parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParameters)
         self.volumes.setParameterNode(parameters.parameterNode if parameters is not None else None)
         self.neuron.setParameterNode(parameters)
 
     def _onSceneStartsToClose(self, _caller, _event):
+        self.results.stop()
         self.setParameterNode(None)
 
     def _onSceneClosed(self, _caller, _event):
         self.setParameterNode(None)
         self.setParameterNode(self.logic.getParameterNode())
+        if not self.parameters.model:  # closing a study is no reason to choose the model again
+            with slicer.util.NodeModify(self.parameters):
+                self.parameters.model, self.parameters.label = self.picker.folder, self.picker.label
         self.picker.choose(self.parameters.model, self.parameters.label)
         self._onModelChosen(remember=False)
         self.results.observe()

@@ -89,12 +89,12 @@ class LiveRun(VTKObservationMixin):
 
     def stop(self, why: str):
         """Stop for a reason of our own and take everything out of the scene at once."""
-        self._why = why
         job, self.job = self.job, None
+        self._why = ""
         self._discard()
-        if job is not None and not job.finished:
-            job.cancel()
-        if why:
+        if job is not None:
+            if not job.finished:
+                job.cancel()
             self.control.setState(RunState.CANCELLED, why)
             self._onFinished(0, None)
 

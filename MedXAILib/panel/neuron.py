@@ -37,7 +37,7 @@ class NeuronRows:
         self.crosshairButton.connect("clicked(bool)", lambda _checked=False: self.takeFromCrosshair())
         row = qt.QHBoxLayout()
         row.addWidget(self.rasEdit, 1)
-        self.goButton = toolButton(row, "⌖", _("Show this voxel in the slice views."), self.goTo)
+        self.goButton = toolButton(row, _("Go"), _("Show this voxel in the slice views."), self.goTo)
         clear = _("No voxel: the best place in the segment, or in the volume, is looked for.")
         self.clearButton = toolButton(row, "✕", clear, lambda: self.setRas(None))
         layout.addRow(_("Voxel (RAS):"), row)

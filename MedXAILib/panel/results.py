@@ -6,16 +6,16 @@ import qt
 import slicer
 import vtk
 from slicer.i18n import tr as _
-from slicer.util import VTKObservationMixin
 
 from ..scene import charts, layers, remove, repeat
 from ..scene.nodes import NAME, RUN, children, hierarchy
 from .parts import button
+from .watch import Watch
 
 CHART_LAYOUT = 36  # conventional views with a chart (vtkMRMLLayoutNode::SlicerLayoutConventionalPlotView)
 
 
-class ResultSection(VTKObservationMixin):
+class ResultSection:
     """The section for the runs of one method.
 
     Parameters
@@ -31,11 +31,10 @@ class ResultSection(VTKObservationMixin):
     """
 
     def __init__(self, layout, method: str, onRepeat, onMessage):
-        super().__init__()
         self._method, self._onRepeat, self._onMessage = method, onRepeat, onMessage
         self._layoutBefore = None
         self._live = None
-        self._browser = None
+        self._tree, self._steps = Watch(self._onHierarchy), Watch(self._onBrowser)
         self._updating = False
         self.folders: list[int] = []
 
@@ -66,6 +65,7 @@ class ResultSection(VTKObservationMixin):
         self.chartButton = button(first, _("Show chart"), _("Shows the curves beside the slice views; press again for your own layout."), self._chart)  # fmt: skip
         self.chartButton.checkable = True
         self.showButton = button(first, _("Show in views"), _("Puts this run's layers into the slice views; zoom and slice stay."), self.show)  # fmt: skip
+        self.goButton = button(first, _("Go to voxel"), _("Shows the voxel of this run in the slice views; zoom stays."), self.goTo)  # fmt: skip
         self.repeatButton = button(second, _("Repeat this run"), _("Fills the panel with this run's volume, model, voxel and settings."), self._repeat)  # fmt: skip
         self.removeButton = button(second, _("Remove run"), _("Takes everything of this run out of the scene; volumes and models stay."), self._remove)  # fmt: skip
         layout.addLayout(first)
@@ -92,21 +92,20 @@ class ResultSection(VTKObservationMixin):
 
     def observe(self):
         """Follow the runs of the scene (again, after it was closed)."""
-        self.removeObservers(self._onHierarchy)
         tree = hierarchy(slicer.mrmlScene)
-        for event in (
+        self._tree.set(
+            tree,
             tree.SubjectHierarchyItemAddedEvent,
             tree.SubjectHierarchyItemRemovedEvent,
             tree.SubjectHierarchyItemModifiedEvent,
-        ):
-            self.addObserver(tree, event, self._onHierarchy)
+        )
         self.refresh()
 
     def stop(self):
-        """The panel goes away."""
+        """The scene or the panel goes away: hold nothing of it."""
         self._soon.stop()
-        self._observeBrowser(None)
-        self.removeObservers()
+        self._tree.clear()
+        self._steps.clear()
 
     def _onHierarchy(self, _caller, _event):
         if not self._soon.active:
@@ -150,7 +149,7 @@ class ResultSection(VTKObservationMixin):
         browsers = self.nodes("vtkMRMLSequenceBrowserNode")
         self._observeBrowser(browsers[0] if browsers else None)
         known = bool(self.folder)
-        for widget in (self.runCombo, self.repeatButton, self.removeButton, self.showButton):
+        for widget in (self.runCombo, self.repeatButton, self.removeButton, self.showButton, self.goButton):
             widget.enabled = known
         self.notesLabel.text = self._notes()
         self.notesLabel.visible = bool(self.notesLabel.text)
@@ -164,16 +163,12 @@ class ResultSection(VTKObservationMixin):
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
     def _observeBrowser(self, browser):
-        if browser is not self._browser:
-            if self._browser is not None:
-                self.removeObservers(self._onBrowser)
-            self._browser = browser
-            if browser is not None:
-                self.addObserver(browser, vtk.vtkCommand.ModifiedEvent, self._onBrowser)
+        if browser is not self._steps.object:
+            self._steps.set(browser, vtk.vtkCommand.ModifiedEvent)
         self._onBrowser()
 
     def _onBrowser(self, _caller=None, _event=None):
-        browser = self._browser
+        browser = self._steps.object
         items = browser.GetNumberOfItems() if browser is not None else 0
         self._updating = True
         self.stepSlider.enabled = self.playButton.enabled = items > 1
@@ -191,14 +186,14 @@ class ResultSection(VTKObservationMixin):
         self._updating = False
 
     def _scrub(self, item):
-        if self._browser is not None and not self._updating:
-            self._browser.SetSelectedItemNumber(item)
+        if self._steps.object is not None and not self._updating:
+            self._steps.object.SetSelectedItemNumber(item)
 
     def _play(self, on):
-        if self._browser is not None and not self._updating:
-            if on and self._browser.GetSelectedItemNumber() == self._browser.GetNumberOfItems() - 1:
-                self._browser.SetSelectedItemNumber(0)
-            self._browser.SetPlaybackActive(on)
+        if self._steps.object is not None and not self._updating:
+            if on and self._steps.object.GetSelectedItemNumber() == self._steps.object.GetNumberOfItems() - 1:
+                self._steps.object.SetSelectedItemNumber(0)
+            self._steps.object.SetPlaybackActive(on)
 
     # -- buttons ---------------------------------------------------------------------------------------------------------------
 
@@ -239,6 +234,12 @@ class ResultSection(VTKObservationMixin):
         background = known["inputs"][0] if known["inputs"] else None
         layers.show(slicer.mrmlScene, background, shown, layers.OPAQUE, masks[0] if masks else None)
         self.showChart()
+
+    def goTo(self):
+        """The run's voxel in the slice views."""
+        points = [n for n in self.nodes("vtkMRMLMarkupsFiducialNode") if n.GetNumberOfControlPoints()]
+        if points:
+            slicer.modules.markups.logic().JumpSlicesToLocation(*points[0].GetNthControlPointPositionWorld(0), False)
 
     def _repeat(self):
         if self.folder:

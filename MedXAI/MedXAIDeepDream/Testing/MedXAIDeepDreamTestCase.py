@@ -12,7 +12,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import slicer
-from panel_testing import Heartbeat, PlayedWorker, addVolume, alive, group, sceneState, turn, waitFor, writeModel
+from panel_testing import (
+    Heartbeat,
+    PlayedWorker,
+    addVolume,
+    alive,
+    clearScene,
+    group,
+    sceneState,
+    sliceViews,
+    turn,
+    waitFor,
+    writeModel,
+)  # fmt: skip
 
 
 class PanelCase(unittest.TestCase):
@@ -22,7 +34,7 @@ class PanelCase(unittest.TestCase):
     shape = (24, 32, 40)
 
     def setUp(self):
-        slicer.mrmlScene.Clear()
+        clearScene()
         self.worker = PlayedWorker(self.way)
         self.addCleanup(self.worker.stop)
         from MedXAILib.panel.model_picker import library
@@ -174,10 +186,13 @@ class VoxelTest(PanelCase):
     def test_best_in_segment(self):
         segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
-        segmentId = segmentation.GetSegmentation().AddEmptySegment("liver")
+        segmentId = "liver"
         mask = np.zeros(self.shape, np.uint8)
         mask[10:14, 20:24, 5:9] = 1
-        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segmentId, self.volume)
+        from MedXAILib.scene import read, segments
+
+        volume = read.volume(self.volume)
+        segments.set_mask(segmentation, segmentId, volume.with_array(mask), volume.ijk_to_ras)
         self.panel.neuron.segmentSelector.setCurrentNode(segmentation)
         self.panel.neuron.segmentSelector.setCurrentSegmentID(segmentId)
         self.assertEqual(self.panel.parameters.segmentation, segmentation)
@@ -196,10 +211,7 @@ class RunTest(PanelCase):
 
     def test_result_is_in_the_scene(self):
         before = slicer.util.arrayFromVolume(self.volume).copy()
-        views = [
-            (n.GetID(), n.GetFieldOfView(), n.GetSliceToRAS().Element)
-            for n in slicer.util.getNodesByClass("vtkMRMLSliceNode")
-        ]
+        views = sliceViews()
         layout = slicer.app.layoutManager().layout
         self.panel.parameters.steps = 10
         self.runToEnd()
@@ -213,11 +225,7 @@ class RunTest(PanelCase):
         self.assertTrue((array != before).any())
         np.testing.assert_array_equal(slicer.util.arrayFromVolume(self.volume), before)
         self.assertEqual(slicer.app.layoutManager().layout, layout)
-        now = [
-            (n.GetID(), n.GetFieldOfView(), n.GetSliceToRAS().Element)
-            for n in slicer.util.getNodesByClass("vtkMRMLSliceNode")
-        ]
-        self.assertEqual([v[:2] for v in now], [v[:2] for v in views])
+        self.assertEqual(sliceViews(), views)
         self.assertIn("played, not computed", results.notesLabel.text)
         self.assertNotIn("torch", sys.modules)
 
@@ -233,6 +241,16 @@ class RunTest(PanelCase):
         self.assertIn("3", results.stepLabel.text)
         browser.SetSelectedItemNumber(7)
         self.assertEqual(results.stepSlider.value, 7)
+
+    def test_go_to_the_voxel_of_a_run(self):
+        self.panel.parameters.steps = 3
+        self.panel.neuron.setRas((48, 50, 0))
+        self.runToEnd()
+        self.panel.results.goButton.click()
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            place = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())
+            distance = abs(place[:3, 2] @ (np.array([48, 50, 0]) - place[:3, 3]))
+            self.assertLess(distance, 1.5, node.GetName())
 
     def test_chart_only_when_asked_and_back(self):
         self.panel.parameters.steps = 5
@@ -278,7 +296,7 @@ class RunTest(PanelCase):
         self.panel.parameters.steps = 42
         self.panel.parameters.start = "noise"
         self.panel.neuron.setRas((48, 50, 0))
-        path = str(self.worker.folder / "scene.mrml")
+        path = str(self.worker.folder / "scene.mrb")
         self.assertTrue(slicer.util.saveScene(path))
         slicer.mrmlScene.Clear()
         self.assertEqual(self.panel.parameters.steps, 100)
@@ -452,7 +470,8 @@ class HangTest(PanelCase):
     def test_cancel_of_a_step_that_never_ends(self):
         before = sceneState()
         self.press()
-        self.assertTrue(waitFor(lambda: self.control.state.value == "running"))
+        self.assertTrue(waitFor(lambda: "Step 0" in self.control.statusLabel.text))
+        turn(0.5)  # now it is in the step that never ends
         pid = self.workerPid()
         began = time.monotonic()
         self.press()
@@ -525,7 +544,7 @@ class RealWorkerTest(unittest.TestCase):
         from MedXAILib.panel import environment, worker_session
         from MedXAILib.panel.model_picker import library
 
-        slicer.mrmlScene.Clear()
+        clearScene()
         slicer.util.selectModule("MedXAIDeepDream")
         panel = slicer.util.getModuleWidget("MedXAIDeepDream").panel
         looked = []

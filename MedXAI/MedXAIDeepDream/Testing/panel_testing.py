@@ -115,11 +115,29 @@ def group(pid: int) -> list[int]:
     return found
 
 
+def clearScene():
+    """An empty scene; our colour tables are singletons, which closing a scene leaves."""
+    slicer.mrmlScene.Clear()
+    for node in slicer.util.getNodesByClass("vtkMRMLColorTableNode"):
+        if (node.GetSingletonTag() or "").startswith("MedXAI"):
+            slicer.mrmlScene.RemoveNode(node)
+
+
+def sliceViews() -> list:
+    """Where the slice views look: field of view and place."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    return [(n.GetID(), n.GetFieldOfView(), slicer.util.arrayFromVTKMatrix(n.GetSliceToRAS()).tolist()) for n in nodes]
+
+
 def sceneState() -> set:
-    """Every node of the scene, by id and name; what a cancelled run must leave as it was."""
+    """Every node of the scene and every item of its hierarchy; what a cancelled run must leave as it was."""
+    from MedXAILib.scene.nodes import children, hierarchy
+
     scene = slicer.mrmlScene
+    tree = hierarchy(scene)
+    items = {(item, tree.GetItemName(item)) for item in children(scene, tree.GetSceneItemID())}
     nodes = (scene.GetNthNode(n) for n in range(scene.GetNumberOfNodes()))
-    return {(node.GetID(), node.GetName()) for node in nodes}
+    return {(node.GetID(), node.GetName()) for node in nodes} | items
 
 
 class PlayedWorker:
