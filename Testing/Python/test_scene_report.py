@@ -144,3 +144,37 @@ def test_colours_are_even():
     assert (table[: half - 40, 2] > table[: half - 40, 0]).all() and (
         table[half + 40 :, 0] > table[half + 40 :, 2]
     ).all()
+
+
+def test_the_planes_that_say_something():
+    """A 2-D network changes one slice of a volume: the other two planes would show a line."""
+    from MedXAILib.scene.report import _planes
+
+    volume = examples.volume((9, 20, 24))
+    change = np.zeros(volume.shape, np.float32)
+    explanation = Explanation("dream", "Dream")
+    explanation.maps["change"] = Layer(volume.with_array(change, "change"), "signed")
+    assert len(_planes(explanation, volume)) == 3
+    change[4, 5:15, 6:12] = 1
+    assert _planes(explanation, volume) == ["axial"]
+    change[3, 6, 6] = 1
+    assert len(_planes(explanation, volume)) == 3
+    change[:] = 0
+    change[2:7, 5, 6:12] = 1
+    assert _planes(explanation, volume) == ["coronal"]
+    turned = examples.straight()[:, [2, 1, 0, 3]]  # i along S, k along R
+    standing = Volume(np.zeros((1, 20, 24), np.float32), turned, "standing")
+    assert _planes(Explanation("none", "None"), standing) == ["sagittal"]
+
+
+def test_a_few_outliers_do_not_darken_the_rest():
+    from MedXAILib.scene.layers import limits
+
+    volume = examples.volume((20, 30, 30))
+    array = np.zeros(volume.shape, np.float32)
+    array[5:15, 5:25, 5:25] = np.random.default_rng(0).normal(0, 10, (10, 20, 20))
+    array[10, 10, 10] = 5000
+    low, high = limits(Layer(volume.with_array(array, "change"), "signed"))
+    assert low == -high and 20 < high < 40
+    assert limits(Layer(volume.with_array(array, "change"), "signed", "", -7.0, 7.0)) == (-7, 7)
+    assert limits(Layer(volume.with_array(array * 0, "change"), "signed")) == (-1, 1)
