@@ -3,7 +3,9 @@
 import copy
 import json
 import pickle
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -352,6 +354,43 @@ def test_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 1 << 30)
     message = refusal(lambda: model.require_memory((100_000, 100_000), True, "the volume's size (crop it)"), "memory")
     assert "1.0 GiB" in message and "lower the volume's size (crop it)" in message and "100000 × 100000" in message
+
+
+MEASURE = """
+import resource, sys
+sys.path[:0] = [{root!r}, {here!r}]
+import torch
+torch.set_num_threads(1)
+from test_models_receptive import model_of
+from MedXAILib.models.networks import PlainUNet
+model = model_of(PlainUNet(3, 1, 2, 8, 3), 3, multiple=4)
+
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def compute(n, gradient):
+    x = torch.rand(1, 1, n, n, n, requires_grad=gradient)
+    with model.frozen(), torch.set_grad_enabled(gradient):
+        z = model.logits(x)[0, 1, n // 2, n // 2, n // 2]
+        if gradient:
+            torch.autograd.grad(z, x)
+
+compute(16, False), compute(16, True)
+before = most()
+for gradient in (False, True):  # the second takes more, so the highest mark is its own
+    compute(80, gradient)
+    print(model.estimate_bytes((80, 80, 80), gradient) / (most() - before))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux")
+def test_the_estimate_against_what_is_taken():
+    code = MEASURE.format(root=str(Path(__file__).resolve().parents[2]), here=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    ratios = [float(line) for line in done.stdout.split()]
+    assert len(ratios) == 2 and all(0.9 < ratio < 2.5 for ratio in ratios), ratios
 
 
 def test_out_of_memory_is_said_so(tmp_path):
