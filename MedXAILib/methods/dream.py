@@ -278,7 +278,6 @@ class _Path:
         volume, ascent = self.volume, self.ascent
         change = self.current - self.base
         mask = self._whole_mask()
-        reach = float(np.abs(change).max())
         unit = f" [{volume.unit}]" if volume.unit else ""
         steps = sorted(self.values)
         raw = {"step": np.array(steps, float), "response": np.array(self.responses)}
@@ -286,14 +285,11 @@ class _Path:
             raw[name] = np.array([self.values[j].get(name, np.nan) for j in steps])
         result = Explanation("dream", "DeepDream analysis")
         result.maps["dream"] = Layer(volume.with_array(self.current, "dream"), "image", f"Dream{unit}")
-        result.maps["change"] = Layer(
-            volume.with_array(change, "change"), "signed", f"Change{unit}", -reach or None, reach or None
-        )
+        result.maps["change"] = Layer(volume.with_array(change, "change"), "signed", f"Change{unit}")
         for c, name in enumerate(self.channels[1:], 1):  # the other channels: their change, on the first one's grid
             patch = self.prepared.change(ascent.delta(), ascent.place(ascent.change.start), c)
             other = np.zeros(volume.shape, np.float32)
             other[patch.box] = patch.array
-            reach = float(np.abs(other).max())
             result.maps[f"change-{name}"] = Layer(
                 volume.with_array(other, f"change {name}", ""),
                 "signed",
