@@ -291,11 +291,7 @@ class _Path:
             other = np.zeros(volume.shape, np.float32)
             other[patch.box] = patch.array
             result.maps[f"change-{name}"] = Layer(
-                volume.with_array(other, f"change {name}", ""),
-                "signed",
-                f"Change of {name}",
-                -reach or None,
-                reach or None,
+                volume.with_array(other, f"change {name}", ""), "signed", f"Change of {name}"
             )
         result.masks["mask"] = volume.with_array(mask, "mask", "")
         result.sequences.update(self.frames.sequences())
