@@ -34,7 +34,8 @@ def _intensity(one) -> str:
     if one.kind in ("window", "percentile"):
         return f"{one.kind} {one.low:g} to {one.high:g}"
     if one.kind == "linear":
-        return f"× {one.multiply:g} + {one.add:g}"
+        limits = [f"{name} {value:g}" for name, value in (("from", one.low), ("to", one.high)) if value is not None]
+        return " ".join([f"× {one.multiply:g} {'+' if one.add >= 0 else '−'} {abs(one.add):g}", *limits])
     return one.kind
 
 

@@ -192,7 +192,8 @@ class ModelsPanel:
         def ask(client):
             with waitCursor():
                 volume = read.volume(node)
-            settings = {"steps": 1, "features": ["none"], "tolerance": 0.0}
+            middle = [n // 2 for n in volume.shape[::-1]]
+            settings = {"steps": 1, "features": ["none"], "tolerance": 0.0, "neuron_ijk": middle}
             request = RunRequest(
                 "dream", str(self.entry.folder), [volume], settings, None, self.trust.trusted, "MedXAIModels"
             )
@@ -222,8 +223,12 @@ class ModelsPanel:
         seconds = time.monotonic() - self._began
         if event.name == "described":
             number = event.description.get("parameters")
-            counted = _("{n:,} parameters; ").format(n=number) if number is not None else ""
-            self.message.text = _("It loads. {counted}{seconds:.1f} s.").format(counted=counted, seconds=seconds)
+            if number is None:
+                self.message.text = _(
+                    "This model is a program, which is not run to describe it; Test on a volume runs it."
+                )
+            else:
+                self.message.text = _("It loads: {n:,} parameters, {seconds:.1f} s.").format(n=number, seconds=seconds)
             self._showLayers(event.description)
         elif event.name == "result":
             known = event.explanation.provenance

@@ -226,7 +226,8 @@ def test_newer_run_replaces_the_older_one(desk):
     one.start(steps=100)
     one.wait(lambda: one.control.state is RunState.RUNNING)
     one.start(steps=3)
-    one.wait(lambda: one.finished)
+    assert one.finished == [(0, None)]  # the older one is over, and out of the scene
+    one.wait(lambda: len(one.finished) == 2)
     assert one.control.state is RunState.DONE
     assert len([f for f in one.finished if f[0]]) == 1
     tree = hierarchy(one.scene)

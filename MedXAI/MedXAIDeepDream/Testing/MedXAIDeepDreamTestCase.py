@@ -15,6 +15,7 @@ import slicer
 from panel_testing import (
     Heartbeat,
     PlayedWorker,
+    Stopwatch,
     addVolume,
     alive,
     clearScene,
@@ -508,33 +509,35 @@ class SpeedTest(PanelCase):
         onResult = live._onResult
 
         def timed(event):
-            began = time.perf_counter()
-            onResult(event)
-            finish.append(time.perf_counter() - began)
+            with Stopwatch() as watch:
+                onResult(event)
+            finish.append(watch)
 
         live._onResult = timed
         self.addCleanup(lambda: live.__dict__.pop("_onResult", None))
-        began = time.perf_counter()
-        self.press()
-        reading = time.perf_counter() - began
+        with Stopwatch() as reading:
+            self.press()
         self.assertTrue(waitFor(lambda: self.control.state.value == "running"))
         turn(0.5)
-        with Heartbeat() as heart:
-            turn(3.0)
-            self.assertEqual(self.control.state.value, "running")
+        hearts = []
+        for _window in range(3):
+            with Heartbeat() as heart:
+                turn(1.2)
+            hearts.append(heart)
+        self.assertEqual(self.control.state.value, "running")
         self.assertTrue(waitFor(lambda: not self.control.state.active, 60))
-        gaps = sorted(heart.gaps)
+        self.assertEqual(self.control.state.value, "done")
+        longest = sorted(heart.longest for heart in hearts)
         figures = {
-            "reading_ms": round(reading * 1000), "writing_ms": round(finish[0] * 1000) if finish else None,
-            "longest_turn_ms": round(heart.longest * 1000), "median_turn_ms": round(gaps[len(gaps) // 2] * 1000, 1),
-            "turns": len(gaps),
+            "reading_ms": reading.milliseconds, "writing_ms": finish[0].milliseconds,
+            "longest_turn_ms_of_three_windows": [round(1000 * v) for v in longest],
+            "turns": sum(len(heart.gaps) for heart in hearts), "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         }  # fmt: skip
         print("MedXAI 256³:", json.dumps(figures))
-        self.assertEqual(self.control.state.value, "done")
-        self.assertGreater(len(gaps), 50)
-        self.assertLessEqual(heart.longest, 0.1)
-        self.assertLessEqual(reading, 0.5)
-        self.assertLessEqual(finish[0], 0.5)
+        self.assertGreater(figures["turns"], 100)
+        self.assertLessEqual(longest[1], 0.1)  # the middle one: a neighbour may steal one window
+        self.assertLessEqual(reading.seconds, 0.5)
+        self.assertLessEqual(finish[0].seconds, 0.5)
 
 
 class RealWorkerTest(unittest.TestCase):
