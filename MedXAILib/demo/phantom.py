@@ -182,7 +182,7 @@ def _body(canvas, rng):
     right = rng.uniform(58, 72) - (x + 58) ** 2 / 95 - (y + 5) ** 2 / 110
     left = rng.uniform(48, 60) - (x - 62) ** 2 / 85 - (y + 5) ** 2 / 110
     dome = -_smooth_union(-right, -left, 25)
-    return {"outer": outer, "wall": wall, "cavity": cavity, "dome": np.maximum(dome, -60 + 0 * z) - z}
+    return {"outer": outer, "wall": wall, "cavity": cavity, "dome": np.maximum(dome, -60) - z}
 
 
 def _organs(canvas, rng, body):

@@ -26,7 +26,7 @@ WINDOW = (-150.0, 250.0)  # HU; the usual window of the abdomen, wide enough tha
 def fields(seed: int, settings: TrainingSettings) -> dict:
     """What the package's ``model.json`` holds."""
     return {
-        "name": "Liver lesions (phantom)",
+        "name": "Liver phantom U-Net",
         "description": "A small 3-D U-Net that segments liver and lesions of MedXAI's CT-like phantom; for demonstration "
         "and tests only, never for patients.",
         "license": "Apache-2.0",
@@ -48,7 +48,7 @@ def fields(seed: int, settings: TrainingSettings) -> dict:
 
 
 def train_phantom(
-    folder, seed: int = 0, steps: int = 900, cases: int = TRAINING_CASES, held_out: int = 24, **options
+    folder, seed: int = 0, steps: int = 2400, cases: int = TRAINING_CASES, held_out: int = 24, **options
 ) -> Generator[Step, None, Package]:
     """Train the network of the demonstration, judge it, and write package, ``README.md`` and ``figures.json``.
 
