@@ -37,9 +37,13 @@ class Ascent:
         Sizes the network takes.
     origin : tuple of int
         Where the first voxel of ``x`` lies on the network's grid.
+    valid : Box, optional
+        The part of ``x`` that is image and may change; the rest is padding.
     """
 
-    def __init__(self, model, x, label, point, foreground, field, settings, limits, multiple=1, origin=None):
+    def __init__(
+        self, model, x, label, point, foreground, field, settings, limits, multiple=1, origin=None, valid=None
+    ):
         self.model, self.x, self.label, self.point = model, x, label, tuple(point)
         self.field, self.settings, self.limits, self.multiple = field, settings, limits, multiple
         self.shape = tuple(x.shape[2:])
@@ -50,7 +54,8 @@ class Ascent:
         if settings.jitter:  # the target moves by as much as the image, so the box needs room for it
             j = [settings.jitter] * len(self.shape)
             self.gradient_input = self._input(self.voxel.grown(j, j, self.shape))
-        self.change = self.near.gradient
+        self.change = self.near.gradient if valid is None else self.near.gradient.common(valid)
+        self.largest = {}  # voxels of the largest pass so far, without and with a gradient
         self.start = x[self.change.index].clone()
         self.component = Component(foreground, self.near.reach, point)
         self.window = self._around(self.component.find(self.near.reach, foreground[self.near.reach.index[1:]]))
@@ -108,20 +113,28 @@ class Ascent:
 
     def _pass(self, box: Box, window: Box, gradient: bool):
         """Logits in ``window`` computed on ``box``; with the gradient of the voxel's logit when asked."""
+        self._require_memory(box, gradient)
         if not gradient:
             with torch.no_grad():
                 return self.model.logits(self.x[box.index])[window.within(box).index], None
         feed = self.x[box.index].detach().clone().requires_grad_(True)
         with torch.enable_grad():
             logits = self.model.logits(feed)
-            (slope,) = torch.autograd.grad(logits[(0, self.label, *self.voxel.within(box).start)], feed)
+            slope = self.model.gradient(logits[(0, self.label, *self.voxel.within(box).start)], feed)
         return logits.detach()[window.within(box).index], slope[self.change.within(box).index]
+
+    def _require_memory(self, box: Box, gradient: bool) -> None:
+        """Refuse a pass that is larger than any before it where the memory does not suffice."""
+        if box.voxels > self.largest.get(gradient, 0):
+            self.model.require_memory(box.shape, gradient, lower="the volume's size (crop it)")
+            self.largest[gradient] = box.voxels
 
     def _ascend(self):
         """Logits at the voxel and the gradient, on the gradient's own box; the image shifted at random with ``jitter``."""
         box, j = self.gradient_input, self.settings.jitter
         if not j:
             return self._pass(box, self.voxel, True)
+        self._require_memory(box, True)
         drawn = torch.randint(-j, j + 1, (len(self.point),), generator=self.random).tolist()
         shift = [min(max(s, a - p), b - 1 - p) for s, p, a, b in zip(drawn, self.point, box.start, box.stop)]
         axes = tuple(range(2, 2 + len(shift)))
@@ -129,7 +142,7 @@ class Ascent:
         target = tuple(p - a + s for p, a, s in zip(self.point, box.start, shift))
         with torch.enable_grad():
             logits = self.model.logits(feed)
-            (slope,) = torch.autograd.grad(logits[(0, self.label, *target)], feed)
+            slope = self.model.gradient(logits[(0, self.label, *target)], feed)
         slope = torch.roll(slope, [-s for s in shift], axes)
         return None, slope[self.change.within(box).index]
 
@@ -161,31 +174,24 @@ class Ascent:
         """The change so far on ``change``, shape (C, *box), network units."""
         return (self.x[self.change.index] - self.start)[0]
 
-    def _shift(self):
-        j = self.settings.jitter
-        if not j:
-            return None
-        drawn = torch.randint(-j, j + 1, (len(self.point),), generator=self.random).tolist()
-        box = self.near.gradient_input  # the voxel must stay in the box
-        return [min(max(s, a - p), b - 1 - p) for s, p, a, b in zip(drawn, self.point, box.start, box.stop)]
-
     def place(self, start) -> tuple[int, ...]:
         """A voxel of ``x`` on the network's grid."""
         return tuple(a + o for a, o in zip(start, self.origin))
 
     def check(self, logits) -> float:
-        """Largest difference between cropped logits and the whole grid's, relative to the largest logit; at the start.
+        """Largest difference between cropped logits and the whole grid's, relative to the largest logit around; at the start.
 
         Parameters
         ----------
         logits : Tensor, shape (1, labels, *grid)
             Of the whole grid.
         """
-        worst = 0.0
+        low, high = torch.aminmax(logits[self.near.reach.index])  # at one voxel all may be close to 0
+        scale, worst = max(-float(low), float(high), 1e-12), 0.0
         for window, box in ((self.voxel, self.near.gradient_input), (self.window, self._input(self.window))):
             mine, _ = self._pass(box, window, False)
             other = logits[window.index]
-            worst = max(worst, float((mine - other).abs().max()) / max(float(other.abs().max()), 1e-12))
+            worst = max(worst, float((mine - other).abs().max()) / scale)
         return worst
 
 

@@ -14,6 +14,7 @@ from ..explanation import Curve, Explanation, Layer, Patch, Point, Step, Steps, 
 from ..models import prepare
 from ..models.crop import Box
 from ..models.geometry import plane_axis, slice_of
+from ..models.resample import on_grid
 from ..settings import DreamSettings
 from ..volume import Volume, mask_on_grid
 from .ascent import Ascent, first_look, frame
@@ -75,6 +76,8 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
     if settings.start == "noise":
         _noise(prepared, settings.seed)
         notes.append(f"The ascent starts from white noise (seed {settings.seed}), not from the volume.")
+        if len(volumes) > 1:
+            notes.append("Of the other channels the change of the noise is written, not the noise itself.")
     x, shape = prepared.x.clone(), tuple(prepared.x.shape[2:])
     multiple = model.package.input.multiple_of
     with model.frozen():
@@ -98,11 +101,14 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
                 logits = model.logits(x[box.index])
                 foreground[box.index[1:]] = model.foreground(logits, label)[0].cpu().numpy()
         limits = (_per_channel(prepared.low, x), _per_channel(prepared.high, x))
+        valid = (
+            Box(tuple(s.start for s in prepared.valid), tuple(s.stop for s in prepared.valid)).common(box).within(box)
+        )
 
         def begin(field):
             return Ascent(
                 model, x[box.index], label, tuple(p - a for p, a in zip(point, box.start)), foreground[box.index[1:]], field,
-                settings, limits, multiple, box.start,
+                settings, limits, multiple, box.start, valid,
             )  # fmt: skip
 
         ascent = begin(field if exact else _no_crop(field))
@@ -154,8 +160,15 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
             for values in queue.finish(path.missing()):
                 yield Step(0.97, "Features of the steps that were skipped", (path.feature(*values),))
             notes += queue.notes
+        if path.between:
+            notes.append(
+                "At some steps the predicted component lies between the voxels of the volume: no mask, no features."
+            )
         yield Step(0.99, "Checking the result")
-        again = _again(model, prepared, path, ascent, volumes, settings)
+        complete = (
+            settings.start == "volume" or len(volumes) == 1
+        )  # else the other channels' noise is not among the files
+        again = _again(model, prepared, path, ascent, volumes) if complete else np.nan
     result = path.explanation(reference, label, voxel)
     result.notes = notes
     first, last = path.responses[0], path.responses[-1]
@@ -176,7 +189,8 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
             "meaning": "Voxels of the predicted component at the last step; without one, only whole-image features exist.",
         },
         response_of_written_volume={
-            "value": again, "passed": bool(abs(again - last) <= 0.05 * max(abs(last - first), 1e-6)),
+            "value": again,
+            "passed": bool(abs(again - last) <= 0.05 * max(abs(last - first), 1e-6)) if complete else None,
             "meaning": "The voxel's logit when dream.nrrd is prepared afresh as any volume would be; it differs where"
             " preprocessing clips or its statistics moved.",
         },
@@ -206,13 +220,15 @@ class _Path:
         self.base = prepared.start
         self.current = self.base.copy()
         self.mask = None  # Patch of the present component on the volume's grid
+        self.between = False  # whether a component lay between its voxels (the network's grid can be finer)
         self.responses, self.values, self.waiting = [], {}, {}
         self.frames = Frames(volume, settings.memory_budget * 2**20)
         self.counts = {"computed": 0, "late": 0}
         self.shown = None  # box of the mask in the last preview; None before the first
         self.line = None
-        if "line_texture" in names:
-            self.line = radiomics.LineTexture(self.base, settings.line_angle, settings.line_length)
+        if "line_texture" in names:  # of what the network sees: for a 2-D network its slice alone
+            self.seen = Box(*prepared.box_to_volume((0,) * len(prepared.shape), prepared.shape))
+            self.line = radiomics.LineTexture(self.base[self.seen.index[1:]], settings.line_angle, settings.line_length)
 
     def record(self, j, response, found, queue) -> Point:
         """Take in step j: image and mask on the volume's grid, frame, features asked for."""
@@ -222,10 +238,13 @@ class _Path:
         self.box = change.box
         self.responses.append(response)
         self.mask = None if found is None else self.prepared.mask(found[1], ascent.place(found[0].start))
+        if self.mask is not None and not self.mask.array.any():
+            self.mask, self.between = None, True
         self.frames.add(j, Patch(self.current[change.box].copy(), change.start), self.mask)
         values = {"response": response}
         if self.line is not None:
-            values["line_texture"] = self.line.update(Patch(self.current[change.box], change.start))
+            start = tuple(a - b for a, b in zip(change.start, self.seen.start))
+            values["line_texture"] = self.line.update(Patch(self.current[change.box], start))
         self.values[j] = values
         if any(n != "line_texture" for n in self.names) and self.mask is not None:
             start = self.mask.start
@@ -371,9 +390,13 @@ def _best(prepared, logit, inside):
 
 def _noise(prepared, seed):
     """White noise with the mean and standard deviation of each channel, drawn on the CPU so that a seed means one image everywhere."""
-    x, axes = prepared.x, tuple(range(2, prepared.x.ndim))
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device)
-    prepared.replace(noise * x.std(axes, keepdim=True) + x.mean(axes, keepdim=True))
+    x, axes = prepared.x.clone(), tuple(range(2, prepared.x.ndim))
+    image = x[(..., *prepared.valid)]  # the padding is the minimum, as for any volume
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    noise = noise * image.std(axes, keepdim=True) + image.mean(axes, keepdim=True)
+    x[...] = noise.amin(axes, keepdim=True)
+    image[...] = noise
+    prepared.replace(x)
 
 
 def _per_channel(values, x):
@@ -384,9 +407,16 @@ def _no_crop(field):
     return replace(field, exact=False, reason=field.reason or "cropping is off")
 
 
-def _again(model, prepared, path, ascent, volumes, settings) -> float:
-    """The voxel's logit when the written dream is prepared as any volume would be."""
-    fresh = prepare(model, [path.volume.with_array(path.current), *volumes[1:]], prepared.slice)
+def _again(model, prepared, path, ascent, volumes) -> float:
+    """The voxel's logit when the written dream (and the other channels with their change) is prepared as any volume would be."""
+    written = [path.volume.with_array(path.current)]
+    for channel, volume in enumerate(volumes[1:], 1):
+        patch = prepared.change(ascent.delta(), ascent.place(ascent.change.start), channel)
+        changed = on_grid(volume, path.volume)
+        changed = changed.with_array(changed.array.astype(np.float32))
+        changed.array[patch.box] += patch.array
+        written.append(changed)
+    fresh = prepare(model, written, prepared.slice)
     box = ascent.near.gradient_input
     here = Box(ascent.place(box.start), ascent.place(box.stop))
     with torch.no_grad():
