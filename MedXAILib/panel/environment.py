@@ -198,6 +198,10 @@ class Environment:
         others = [p for p in packages if p.name != "torch"]
         if others:
             _pipInstall([p.requirement for p in others])
+        importlib.invalidate_caches()
+        left = missing(installedHere())
+        if left:
+            raise MedXAIError(left, "missing", "Not everything was installed; Slicer's Python console says why.")
         return [f"Installed: {names}."]
 
 

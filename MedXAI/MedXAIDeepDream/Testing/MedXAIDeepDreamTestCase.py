@@ -563,12 +563,17 @@ class RealWorkerTest(unittest.TestCase):
         if not samples:
             self.skipTest("No sample model comes with this source tree yet.")
         self.addCleanup(worker_session.closeSession)
-        size = samples[0].package.input.size or (48, 48, 48)
-        addVolume(tuple(size[::-1]), "phantom")
+        import MedXAIDeepDream
+
+        volume = MedXAIDeepDream.loadPhantom()
         panel.enter()
         panel.picker.refresh(str(samples[0].folder))
         panel._onModelChosen()
+        panel.volumes.choose([volume])
+        panel.parameters.segmentation = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")[0]
+        panel.parameters.segmentId = "liver"
         panel.parameters.steps = 5
+        panel.parameters.step_size = 0.02
         panel.parameters.features = "none"
         panel._check()
         self.assertEqual(panel.control.reason, "")
