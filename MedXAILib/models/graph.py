@@ -75,7 +75,7 @@ def _traced(module, x, mode, title) -> fx.GraphModule:
         return module(x)
 
     try:
-        with _quiet(), torch.autocast(x.device.type, enabled=False):
+        with _quiet(), no_autocast(x.device):
             return make_fx(call, tracing_mode=mode, pre_dispatch=True, _allow_non_fake_inputs=True)(x.detach())
     except Exception as error:  # a traced network may raise anything
         words = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
@@ -83,6 +83,13 @@ def _traced(module, x, mode, title) -> fx.GraphModule:
         program = isinstance(module, (fx.GraphModule, torch.jit.ScriptModule))
         advice = "export it again so that it takes other sizes" if program else "export it with torch.export instead"
         raise MedXAIError(f"'{title}' cannot be traced at {size} voxels ({words}); {advice}.") from error
+
+
+def no_autocast(device: torch.device):
+    """Full precision, whatever the caller switched on."""
+    if device.type in ("cpu", "cuda"):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()  # older versions know no autocast on other devices
 
 
 @contextlib.contextmanager

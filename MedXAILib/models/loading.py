@@ -54,7 +54,7 @@ def load(folder, device: str = "auto", trusted: Collection[str] = ()) -> Model:
     package = Package.read(folder)
     place = pick_device(device)
     with _random_state_kept():
-        module = _program(package, trusted) if package.is_program else _network(package)
+        module = _program(package, trusted, place) if package.is_program else _network(package)
         if package.format != "pt2":  # an exported program has no modes
             module.eval()
         try:
@@ -126,7 +126,7 @@ def _bytes(package: Package) -> bytes:
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 
-def _program(package: Package, trusted: Collection[str]) -> nn.Module:
+def _program(package: Package, trusted: Collection[str], place: torch.device) -> nn.Module:
     data = _bytes(package)
     digest = hashlib.sha256(data).hexdigest()
     if digest not in {str(one).lower() for one in trusted}:
@@ -140,14 +140,23 @@ def _program(package: Package, trusted: Collection[str]) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to whoever wrote the program
             if package.format == "ts":
-                return torch.jit.load(io.BytesIO(data), map_location="cpu")
-            return torch.export.load(io.BytesIO(data)).module()
+                return torch.jit.load(io.BytesIO(data), map_location=place)
+            return _moved(torch.export.load(io.BytesIO(data)), place).module()
     except Exception as error:  # whatever a broken or foreign file makes torch say
         kind = "TorchScript" if package.format == "ts" else "torch.export"
         raise MedXAIError(
             f"'{package.weights}' of '{package.name}' is not a {kind} program that torch {torch.__version__} can load"
             f" ({_first_line(error)}); save it again with this version or an older one."
         ) from error
+
+
+def _moved(program, place: torch.device):
+    """The exported program with the devices written into it changed, where this torch can (a plain ``to`` leaves them)."""
+    try:
+        from torch.export.passes import move_to_device_pass
+    except ImportError:
+        return program
+    return program if place.type == "cpu" else move_to_device_pass(program, str(place))
 
 
 def _refuse_training_mode(model: Model) -> None:

@@ -86,7 +86,7 @@ class Model:
                 f"{tuple(x.shape)}; give it one volume per channel."
             )
         try:
-            with torch.autocast(x.device.type, enabled=False):
+            with graphs.no_autocast(x.device):
                 output = self.module(x.clone())  # some networks change their input in place
         except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
             raise self._refusal(error, x) from error
@@ -95,6 +95,20 @@ class Model:
             p = output.clamp(CLAMP, 1 - CLAMP)
             return torch.log(p) - torch.log1p(-p)
         return output
+
+    def gradient(self, score: Tensor, x: Tensor) -> Tensor:
+        """∂score/∂x for an ``x`` that `logits` was computed on; same shape as ``x``.
+
+        Raises
+        ------
+        MedXAIError
+            As `logits`: the backward pass is where memory runs out first.
+        """
+        try:
+            (slope,) = torch.autograd.grad(score, x)
+        except RuntimeError as error:
+            raise self._refusal(error, x) from error
+        return slope
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities by the package's activation, same shape (sigmoid for ``none``, which undoes the log-odds)."""
@@ -163,8 +177,12 @@ class Model:
             or "out of memory" in str(error)
             or "can't allocate" in str(error)
         ):
+            need = ""
+            with contextlib.suppress(MedXAIError):  # a network that cannot be traced has no estimate
+                need = f" (about {self.estimate_bytes(x.shape[2:], x.requires_grad) / 2**30:.1f} GiB)"
             return MedXAIError(
-                f"The memory of {x.device} does not suffice for '{self.package.name}' on {size} voxels; use a smaller volume or crop it.",
+                f"The memory of {x.device} does not suffice for '{self.package.name}' on {size} voxels{need};"
+                " use a smaller volume or crop it.",
                 kind="memory",
             )
         multiple = self.package.input.multiple_of

@@ -169,6 +169,20 @@ def test_files_that_are_no_weights(tmp_path, suffix, content):
     assert "'made here'" in refusal(lambda: load(tmp_path / "m", "cpu", {package.sha256}))
 
 
+def test_devices_written_into_an_exported_program_move_with_it(tmp_path, monkeypatch):
+    class Adds(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x], 1) + torch.zeros(1, 2, 1, 1, device=x.device)
+
+    package = package_of(tmp_path / "m", ".pt2", Adds())
+    monkeypatch.setattr(
+        loading_module, "pick_device", lambda name: torch.device("meta")
+    )  # a device that is not the CPU
+    model = load(tmp_path / "m", "meta", {package.sha256})
+    assert model.logits(torch.zeros(1, 1, 16, 16, device="meta")).device.type == "meta"
+    assert "device = 'meta'" in model.module.code
+
+
 def test_weights_that_do_not_fit(tmp_path):
     state = network().state_dict()
     state["stranger"] = state.pop("last.bias")
