@@ -144,6 +144,11 @@ def _features_parser(commands):
     reference.add_argument("--segment", help="name, or label value, of the segment in the masks")
     reference.add_argument("--features", default="paper", help="names, classes, 'paper' or 'all' [paper]")
     reference.add_argument("--bin-width", default="25", help="grey-level bin width in units of the volume [25]")
+    for one in settings.about(settings.DreamSettings):
+        if one.name in ("line_angle", "line_length"):  # as the runs that it is to normalise
+            reference.add_argument(
+                one.option, default=one.default, help=f"{one.help} [{one.default}]", metavar=one.kind.__name__.upper()
+            )
     reference.add_argument("--output", type=Path, required=True, help="a new JSON file")
     reference.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     reference.set_defaults(call=_reference, parser=reference)
@@ -202,7 +207,8 @@ def _tell(explanation, folder, left_out, as_json):
             else f"  {name.replace('_', ' ')}: {score}"
         )
     for name, check in plain(explanation.self_checks).items():
-        print(f"  check {name.replace('_', ' ')}: {'passed' if check['passed'] else 'NOT PASSED'} ({check['value']})")
+        state = {True: "passed", False: "NOT PASSED"}.get(check["passed"], "not done")
+        print(f"  check {name.replace('_', ' ')}: {state} ({check['value']})")
     for note in explanation.notes:
         print(f"  note: {note}")
     shown = "" if any("scene.mrb" in note for note in left_out) else "; open scene.mrb in 3D Slicer"
@@ -235,9 +241,13 @@ def _reference(options) -> int:
     if options.output.exists():
         raise MedXAIError(f"'{options.output}' exists already; choose a new name or remove it.")
     names = tuple(n.strip() for n in options.features.split(",") if n.strip())
-    width = next(a for a in settings.about(settings.DreamSettings) if a.name == "bin_width").check(options.bin_width)
+    chosen = {
+        one.name: one.check(getattr(options, one.name))
+        for one in settings.about(settings.DreamSettings)
+        if one.name in ("bin_width", "line_angle", "line_length")
+    }
     progress = _Progress(options.json)
-    found = progress.drive(reference(options.folder, names, segment=options.segment, bin_width=width))
+    found = progress.drive(reference(options.folder, names, segment=options.segment, **chosen))
     found.write(options.output)
     progress.end()
     for case, reason in found.skipped.items():
@@ -280,6 +290,9 @@ class _Progress:
                     step = next(steps)
                 except StopIteration as end:
                     return end.value
+                except BaseException:
+                    self.end()  # so that the reason stands on a line of its own
+                    raise
                 self.say(step.fraction, step.stage, step.points)
 
     def say(self, fraction, stage, points=()):
@@ -299,6 +312,7 @@ class _Progress:
     def end(self):
         if self.line:
             print("\r" + " " * self.line + "\r", end="", file=sys.stderr, flush=True)
+            self.line = 0
 
 
 if __name__ == "__main__":

@@ -55,12 +55,12 @@ def new_folder(folder):
 def check_new_folder(folder) -> None:
     """Refuse a bad output folder before hours are spent computing."""
     folder = Path(folder).absolute()
-    if folder.exists():
+    if os.path.lexists(folder):  # (a Path raises where it may not look, or the name is too long)
         raise MedXAIError(f"The output folder '{folder}' exists already; choose a new name or remove it.")
     parent = folder.parent
-    while not parent.exists():
+    while not os.path.exists(parent):
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not parent.is_dir() or not os.access(parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise MedXAIError(f"The output folder '{folder}' cannot be made: '{parent}' cannot be written to.")
 
 

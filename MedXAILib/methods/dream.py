@@ -14,6 +14,7 @@ from ..explanation import Curve, Explanation, Layer, Patch, Point, Step, Steps, 
 from ..models import prepare
 from ..models.crop import Box
 from ..models.geometry import plane_axis, slice_of
+from ..models.model import CLAMP
 from ..models.resample import on_grid
 from ..settings import DreamSettings
 from ..volume import Volume, mask_on_grid
@@ -71,6 +72,8 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
     inside = None if segment is None else mask_on_grid(segment, volume)
     voxel = None
     if settings.neuron_ras is not None or settings.neuron_ijk is not None:
+        if settings.neuron_ras is not None and settings.neuron_ijk is not None:
+            raise MedXAIError("The neuron is given twice (--neuron-ras and --neuron-ijk); leave one out.")
         voxel = volume.voxel(settings.neuron_ras, settings.neuron_ijk)
     prepared = prepare(model, volumes, _slice(model, volume, settings, voxel, inside))
     if settings.start == "noise":
@@ -157,6 +160,11 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
                 notes.append(
                     f"The gradient is zero at step {j}: nothing in the image moves this voxel's logit any more."
                 )
+                if model.package.output.activation == "none" and abs(response) > np.log(1 / CLAMP - 1) - 1e-3:
+                    notes.append(
+                        f"Its probability is within {CLAMP:g} of 0 or 1, where its log-odds are cut off (activation none):"
+                        " choose another voxel, or a model that gives logits."
+                    )
             for values in queue.finish(path.missing()):
                 yield Step(0.97, "Features of the steps that were skipped", (path.feature(*values),))
             notes += queue.notes
@@ -203,6 +211,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
     result.provenance = provenance(
         "dream", settings, model, volumes,
         label=model.labels[label], neuron_ijk=list(voxel[::-1]), neuron_ras=list(volume.index_to_ras(voxel)), neuron=chosen,
+        segment=None if segment is None else segment.name, steps_kept=len(result.sequences["steps"].items),
         objective="logit of one output voxel", preparation=prepared.record(),
         crop={"exact": exact, "gradient": list(ascent.gradient_input.shape), "prediction": list(ascent.near.reach_input.shape)},
         features={"computed": path.counts["computed"], "filled_in_afterwards": path.counts["late"], "engine": "pyradiomics"},
@@ -363,6 +372,9 @@ def _features(settings, dimensions, unit):
                 "line_length": settings.line_length, "unit": unit,
             }
         )  # fmt: skip
+        strange = [n for n in names if n not in reference.mean]
+        if strange:
+            notes.append(f"The reference has no {', '.join(strange)}: these curves are not normalised.")
     return names, reference, notes
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import planted
 import pytest
 
-from MedXAILib import cli, io
+from MedXAILib import cli, io, output
+from MedXAILib.errors import MedXAIError
+from MedXAILib.explanation import Step
 from MedXAILib.package import Package
 from MedXAILib.volume import Volume
 
@@ -109,6 +111,7 @@ REFUSALS = {
     "far segment": (["--segmentation", "{folder}/far.nrrd", "--segment", "1"], "overlap"),
     "no such segment": (["--segmentation", "{folder}/organ.nrrd", "--segment", "7"], "7"),
     "segment alone": (["--segment", "1"], "--segmentation"),
+    "neuron twice": (["--neuron-ijk", "1", "1", "1", "--neuron-ras", "-1", "-1", "2"], "leave one out"),
     "slice of 3-D": (["--slice", "k:3"], "slice"),
     "device": (["--device", "cuda:99"], "cuda"),
 }
@@ -149,6 +152,36 @@ def test_an_output_folder_that_cannot_be_made(study, capsys):
     (study[0] / "file").write_text("")
     assert medxai(study, output="file/out") == 1
     assert "cannot be" in one_line(capsys.readouterr())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+def test_an_output_folder_where_one_may_not_look(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        with pytest.raises(MedXAIError, match="cannot be"):
+            output.check_new_folder(closed / "run" / "out")
+    finally:
+        if root:
+            os.seteuid(0)
+        closed.chmod(0o700)
+
+
+@pytest.mark.parametrize("ending", [MedXAIError("no"), KeyboardInterrupt()])
+def test_the_reason_stands_on_a_line_of_its_own(monkeypatch, capsys, ending):
+    def steps():
+        yield Step(0.5, "half")
+        raise ending
+
+    progress = cli._Progress(False)
+    progress.terminal = True
+    with pytest.raises(type(ending)):
+        progress.drive(steps())
+    assert capsys.readouterr().err.endswith("\r")
 
 
 def test_a_program_needs_trust(study, tmp_path, capsys):
@@ -281,8 +314,10 @@ def test_features_reference_from_a_folder(tmp_path, capsys):
         io.write_volume(tmp_path / f"case{n}_mask.nrrd", Volume(mask, np.eye(4), "mask"))
     out = tmp_path / "reference.json"
     assert (
-        cli.main(["features", "reference", str(tmp_path), "--features", "firstorder_Mean", "--output", str(out)]) == 0
-    )
+        cli.main(["features", "reference", str(tmp_path), "--features", "firstorder_Mean", "--line-length", "5", "--output", str(out)])
+        == 0
+    )  # fmt: skip
+    assert json.loads(out.read_text())["options"]["line_length"] == 5
     assert "3 cases, 0 skipped" in capsys.readouterr().out
     assert out.exists()
     assert cli.main(["features", "reference", str(tmp_path), "--output", str(out)]) == 1

@@ -9,6 +9,7 @@ import torch
 
 from MedXAILib.errors import MedXAIError
 from MedXAILib.explanation import Patch, run
+from MedXAILib.features import Reference
 from MedXAILib.methods import REGISTRY
 from MedXAILib.models import load
 from MedXAILib.package import write_package
@@ -274,6 +275,108 @@ def test_no_work_is_done_twice(tmp_path, monkeypatch, norm):
         assert sum(ascent) <= 9 * (gradient + prediction) and max(ascent) <= prediction
 
 
+def test_a_logit_near_zero_does_not_give_up_the_crop(linear_package):
+    weight = np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32)
+    model, start = open_package(linear_package(weight)), volume((30, 31, 32), scale=1000)
+    with torch.no_grad():
+        z = model.logits(torch.from_numpy(start.array)[None, None])[0, 1].abs().numpy()[8:-8, 8:-8, 8:-8]
+    k, j, i = (int(v) + 8 for v in np.unravel_index(z.argmin(), z.shape))
+    assert z.min() < 1e-4 * z.max()
+    found = run(dream(model, [start], settings(neuron_ijk=(i, j, k), steps=1)))
+    assert found.provenance["crop"]["exact"] and found.self_checks["crop"]["passed"]
+
+
+@pytest.mark.parametrize("start", ["volume", "noise"])
+def test_only_the_image_moves_not_its_padding(linear_package, start):
+    model = open_package(linear_package(np.ones((3, 3, 3)), input={"multiple_of": 8}))
+    found = run(
+        dream(model, [volume((12, 12, 12))], settings(neuron_ijk=(11, 6, 6), steps=3, step_size=1.0, start=start))
+    )
+    z = found.curves["curves"].columns["response"]
+    np.testing.assert_allclose(np.diff(z), 18, rtol=1e-4)  # 18 of the 27 voxels that it sees are image
+    assert found.self_checks["response_of_written_volume"]["value"] == pytest.approx(z[-1], abs=1e-3)
+
+
+def test_the_line_texture_of_a_2d_network_is_that_of_its_slice(linear_package):
+    from MedXAILib.features import line_texture
+
+    for orientation, ijk, axis in (("PL", (15, 14, 3), 0), ("IP", (5, 14, 12), 2)):
+        model = open_package(linear_package(np.eye(9), input={"orientation": orientation}))
+        start = volume((24, 30, 31))
+        loud = start.array.copy()
+        np.moveaxis(loud, axis, 0)[0] *= 100  # another slice, with stronger lines
+        start = start.with_array(loud)
+        found = run(
+            dream(model, [start], settings(neuron_ijk=ijk, steps=4, features=("line_texture",), line_angle=135))
+        )
+        dreamed = found.maps["dream"].volume.array.take([ijk[::-1][axis]], axis)
+        curve = found.curves["curves"].columns["line_texture"]
+        assert curve[-1] == pytest.approx(line_texture(dreamed, 135, 9)) and curve[-1] > curve[0] + 0.1
+
+
+@pytest.mark.parametrize("features", ["none", "firstorder_Mean"])
+def test_a_component_between_the_voxels_of_the_volume_is_said_and_no_end(linear_package, features):
+    weight = np.zeros((3, 3, 3), np.float32)
+    weight[1, 1, 1] = 1
+    model = open_package(linear_package(weight, bias=-10, input={"orientation": "RAS", "spacing": [1.0, 1.0, 1.0]}))
+    start = volume((8, 20, 20), matrix=np.diag([1.0, 1.0, 5.0, 1.0]))
+    found = run(dream(model, [start], settings(start="noise", steps=15, features=(features,))))
+    assert found.scores["response_end"] > 0 and not found.masks["mask"].array.any()
+    assert any("between the voxels" in note for note in found.notes)
+
+
+def test_a_probability_that_is_cut_off_is_told_apart_from_a_flat_network(linear_package):
+    model = open_package(
+        linear_package(np.ones((3, 3, 3)), output={"labels": ["object", "other"], "activation": "none"})
+    )
+    found = run(dream(model, [volume((9, 9, 9))], settings(label="object", neuron_ijk=(4, 4, 4), steps=3)))
+    assert found.scores["steps"] == 0 and any("activation none" in note for note in found.notes)
+
+
+def test_what_the_reference_lacks_is_said(linear_package, tmp_path):
+    model, start = open_package(linear_package(np.ones((3, 3, 3)))), volume((12, 12, 12))
+    cases = [(str(n), volume((12, 12, 12), n), start.with_array(np.ones(start.shape, np.uint8))) for n in range(3)]
+    Reference.from_cases(cases, ["line_texture"]).write(tmp_path / "reference.json")
+    chosen = dict(neuron_ijk=(4, 4, 4), steps=2, reference=str(tmp_path / "reference.json"))
+    found = run(dream(model, [start], settings(**chosen, features=("line_texture", "firstorder_Mean"))))
+    assert [n for n in found.notes if "reference has no" in n] == [
+        "The reference has no firstorder_Mean: these curves are not normalised."
+    ]
+    assert np.isfinite(found.curves["normalized"].columns["line_texture"]).all()
+
+
+def test_memory_that_runs_out_on_the_way_back_is_said(linear_package, monkeypatch):
+    model = open_package(linear_package(np.ones((3, 3, 3))))
+
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(torch.autograd, "grad", full)
+    with pytest.raises(MedXAIError, match="GiB") as caught:
+        run(dream(model, [volume((9, 9, 9))], settings(neuron_ijk=(4, 4, 4), steps=1)))
+    assert caught.value.kind == "memory"
+
+
+def test_memory_is_asked_for_before_every_larger_pass(tmp_path, monkeypatch):
+    model = open_package(network(tmp_path, "UNet", UNET, multiple_of=4))
+    asked, fed = {False: 0, True: 0}, []
+    require, logits = model.require_memory, model.logits
+
+    def watch(shape, gradient, lower):
+        asked[gradient] = max(asked[gradient], int(np.prod(shape)))
+        return require(shape, gradient, lower)
+
+    def count(x):
+        assert x[0, 0].numel() <= asked[x.requires_grad]
+        fed.append(x[0, 0].numel())
+        return logits(x)
+
+    monkeypatch.setattr(model, "require_memory", watch)
+    monkeypatch.setattr(model, "logits", count)
+    run(dream(model, [volume((1, 96, 96))], settings(neuron_ijk=(48, 48, 0), steps=8, step_size=8.0, normalize=True)))
+    assert fed
+
+
 # ---- geometry --------------------------------------------------------------------------------------------------------------
 
 ROTATION = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
@@ -331,6 +434,12 @@ def test_several_channels_change_together(tmp_path):
     found = run(dream(model, [volume((8, 8, 8)), volume((8, 8, 8), 1)], settings(neuron_ijk=(4, 4, 4), steps=3)))
     assert found.maps["change"].volume.array[4, 4, 4] == pytest.approx(3.0)
     assert found.maps["change-b"].volume.array[4, 4, 4] == pytest.approx(6.0)
+    check = found.self_checks["response_of_written_volume"]  # with the change of both
+    assert check["passed"] and check["value"] == pytest.approx(found.scores["response_end"], rel=1e-4)
+    noise = run(
+        dream(model, [volume((8, 8, 8)), volume((8, 8, 8), 1)], settings(neuron_ijk=(4, 4, 4), steps=1, start="noise"))
+    )
+    assert noise.self_checks["response_of_written_volume"]["passed"] is None
 
 
 # ---- where to start ----------------------------------------------------------------------------------------------------------
