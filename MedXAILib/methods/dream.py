@@ -19,7 +19,7 @@ from ..models.resample import on_grid
 from ..settings import DreamSettings
 from ..volume import Volume, mask_on_grid
 from .ascent import Ascent, first_look, frame
-from .frames import Frames
+from .frames import Frames, Waiting
 from .provenance import provenance
 
 REFERENCE_BAND = "reference ± 1 SD"
@@ -165,7 +165,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
                         f"Its probability is within {CLAMP:g} of 0 or 1, where its log-odds are cut off (activation none):"
                         " choose another voxel, or a model that gives logits."
                     )
-            for values in queue.finish(path.missing()):
+            for values in queue.finish(path.waiting):
                 yield Step(0.97, "Features of the steps that were skipped", (path.feature(*values),))
             notes += queue.notes
         if path.between:
@@ -230,7 +230,7 @@ class _Path:
         self.current = self.base.copy()
         self.mask = None  # Patch of the present component on the volume's grid
         self.between = False  # whether a component lay between its voxels (the network's grid can be finer)
-        self.responses, self.values, self.waiting = [], {}, {}
+        self.responses, self.values, self.waiting = [], {}, Waiting(256 << 20)
         self.frames = Frames(volume, settings.memory_budget * 2**20)
         self.counts = {"computed": 0, "late": 0}
         self.shown = None  # box of the mask in the last preview; None before the first
@@ -263,7 +263,7 @@ class _Path:
             image = image.with_array(image.array.copy())
             mask = image.with_array(self.mask.array)
             if not queue.offer(j, image, mask):
-                self.waiting[j] = (image, mask)
+                self.waiting.add(j, image, mask)
         return Point("curves", j, dict(values))
 
     def feature(self, step, values) -> Point:
@@ -273,10 +273,6 @@ class _Path:
             self.counts["late"] += 1
         self.values[step].update(values)
         return Point("curves", step, dict(values))
-
-    def missing(self):
-        for step, (image, mask) in self.waiting.items():
-            yield step, image, mask
 
     def previews(self):
         """The image and the mask now; the whole grid the first time, afterwards the box that may differ from the last preview."""

@@ -1,6 +1,8 @@
-"""The steps that are kept for scrubbing: the changed box only, thinned evenly to a byte budget."""
+"""The steps that are kept for scrubbing: the changed box only, thinned evenly to a byte budget. And those whose features wait."""
 
 from __future__ import annotations
+
+import tempfile
 
 import numpy as np
 
@@ -55,6 +57,43 @@ class Frames:
         matrix = self.volume.ijk_to_ras.copy()
         matrix[:3, 3] = self.volume.index_to_ras(patch.start)
         return Volume(patch.array, matrix, name, self.volume.unit)
+
+
+class Waiting:
+    """Image and mask of the steps whose features are filled in afterwards; beyond ``budget`` bytes in a temporary file."""
+
+    def __init__(self, budget: int):
+        self.budget, self.size, self.file = budget, 0, None
+        self.kept: dict[
+            int, tuple
+        ] = {}  # step -> image and mask, or an image's place in the file and what is known of it
+
+    def __contains__(self, step) -> bool:
+        return step in self.kept
+
+    def add(self, step: int, image: Volume, mask: Volume) -> None:
+        self.size += image.array.nbytes + mask.array.nbytes
+        if self.size > self.budget:
+            try:
+                if self.file is None:
+                    self.file = tempfile.TemporaryFile()
+                place = self.file.seek(0, 2)
+                for array in (image.array, mask.array):
+                    np.lib.format.write_array(self.file, array, allow_pickle=False)
+                about = image.ijk_to_ras, image.name, image.unit
+                self.kept[step] = (place, about)
+                return
+            except OSError:  # no room there: memory may still have some
+                pass
+        self.kept[step] = (image, mask)
+
+    def __iter__(self):
+        """(step, image, mask) in order."""
+        for step, (image, mask) in self.kept.items():
+            if isinstance(image, int):
+                self.file.seek(image)
+                image, mask = (Volume(np.lib.format.read_array(self.file), *mask) for _ in range(2))
+            yield step, image, mask
 
 
 def _bytes(image, mask) -> int:

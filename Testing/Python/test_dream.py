@@ -345,6 +345,24 @@ def test_what_the_reference_lacks_is_said(linear_package, tmp_path):
     assert np.isfinite(found.curves["normalized"].columns["line_texture"]).all()
 
 
+def test_features_that_were_put_off_are_the_same(detector_package, monkeypatch):
+    pytest.importorskip("radiomics")
+    from MedXAILib.features import FeatureQueue
+    from MedXAILib.methods.frames import Waiting
+
+    model = open_package(detector_package("mean"))
+    start, ijk = planted.detector_start("mean")
+    chosen = settings(neuron_ijk=ijk, steps=6, step_size=0.05, features=("firstorder_Mean", "shape_VoxelVolume"))
+    beside = run(dream(model, [start], chosen))
+    monkeypatch.setattr(FeatureQueue, "offer", lambda *_: False)
+    monkeypatch.setattr(Waiting, "__init__", lambda self, _, init=Waiting.__init__: init(self, 0))
+    late = run(dream(model, [start], chosen))
+    assert late.provenance["features"]["filled_in_afterwards"] == 7
+    for name, column in beside.curves["curves"].columns.items():
+        np.testing.assert_array_equal(column, late.curves["curves"].columns[name])
+        assert np.isfinite(column).all()
+
+
 def test_memory_that_runs_out_on_the_way_back_is_said(linear_package, monkeypatch):
     model = open_package(linear_package(np.ones((3, 3, 3))))
 

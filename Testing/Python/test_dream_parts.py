@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from MedXAILib.explanation import Patch
 from MedXAILib.methods.components import Component
-from MedXAILib.methods.frames import Frames
+from MedXAILib.methods.frames import Frames, Waiting
 from MedXAILib.models.crop import Box, aligned, around, tiles
 from MedXAILib.volume import Volume
 
@@ -114,3 +114,34 @@ def test_frames_are_thinned_evenly_and_keep_first_and_last():
     assert len(set(np.diff(kept[:-1]))) == 1
     assert found["steps"].thinned == 12 - len(kept)
     assert [float(v.array[0, 0, 0]) for _, v in found["steps"].items] == kept
+
+
+@pytest.mark.parametrize("budget", [10**6, 1000, 0])
+def test_what_waits_for_its_features_comes_back_from_memory_and_from_disk(budget):
+    waiting, random = Waiting(budget), np.random.default_rng(0)
+    given = {}
+    for step in (1, 2, 5, 9):
+        image = Volume(random.normal(size=(3, 4, step)).astype(np.float32), np.diag([2.0, 3.0, 4.0, 1.0]), "ct", "HU")
+        given[step] = image, image.with_array(random.integers(0, 2, image.shape, np.uint8))
+        waiting.add(step, *given[step])
+    assert 5 in waiting and 3 not in waiting
+    held = sum(v.array.nbytes for pair in waiting.kept.values() for v in pair if isinstance(v, Volume))
+    assert held <= budget
+    for _ in range(2):
+        found = {step: pair for step, *pair in waiting}
+        assert list(found) == list(given)
+        for step, pair in found.items():
+            for mine, theirs in zip(pair, given[step]):
+                np.testing.assert_array_equal(mine.array, theirs.array)
+                assert mine.array.dtype == theirs.array.dtype and (mine.ijk_to_ras == theirs.ijk_to_ras).all()
+
+
+def test_what_waits_stays_in_memory_where_the_disk_is_full(monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    waiting = Waiting(0)
+    image = Volume(np.ones((2, 2, 2), np.float32), np.eye(4))
+    waiting.add(3, image, image)
+    assert [step for step, *_ in waiting] == [3]
