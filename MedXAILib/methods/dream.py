@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 
@@ -314,7 +315,8 @@ class _Path:
             patch = self.prepared.change(ascent.delta(), ascent.place(ascent.change.start), c)
             other = np.zeros(volume.shape, np.float32)
             other[patch.box] = patch.array
-            result.maps[f"change-{name}"] = Layer(
+            file = "change-" + re.sub(r"[^\w.-]+", "_", name)  # a channel may be called T1/T2, a file may not
+            result.maps[file if file not in result.maps else f"{file}-{c}"] = Layer(
                 volume.with_array(other, f"change {name}", ""), "signed", f"Change of {name}"
             )
         result.masks["mask"] = volume.with_array(mask, "mask", "")

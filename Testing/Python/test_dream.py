@@ -438,7 +438,8 @@ def test_a_resampled_network_gives_back_the_grid(linear_package):
     assert change.array.max() <= 1.0 + 1e-5 and 4**3 <= len(k) <= 9**3
 
 
-def test_several_channels_change_together(tmp_path):
+@pytest.mark.parametrize("channel,file", [("b", "change-b"), ("../b = 1000", "change-.._b_1000")])
+def test_several_channels_change_together(tmp_path, channel, file):
     net = planted.Planted(3, 4, (1, 1), in_channels=2)
     for sign, filter in ((1, 0), (-1, 1)):
         net.tap(0, filter, 0, sign * 1.0)
@@ -446,12 +447,12 @@ def test_several_channels_change_together(tmp_path):
         net.tap(1, filter, filter, 1.0)
         net.out(1, filter, sign)
     package = planted.planted_package(
-        tmp_path / "two", net, input={"channels": ["a", "b"], "intensity": {"kind": "none"}}
+        tmp_path / "two", net, input={"channels": ["a", channel], "intensity": {"kind": "none"}}
     )
     model = open_package(package)
     found = run(dream(model, [volume((8, 8, 8)), volume((8, 8, 8), 1)], settings(neuron_ijk=(4, 4, 4), steps=3)))
     assert found.maps["change"].volume.array[4, 4, 4] == pytest.approx(3.0)
-    assert found.maps["change-b"].volume.array[4, 4, 4] == pytest.approx(6.0)
+    assert found.maps[file].volume.array[4, 4, 4] == pytest.approx(6.0)
     check = found.self_checks["response_of_written_volume"]  # with the change of both
     assert check["passed"] and check["value"] == pytest.approx(found.scores["response_end"], rel=1e-4)
     noise = run(
