@@ -87,7 +87,12 @@ def _same_space(place: Place, node: fx.Node) -> None:
 # ---- pointwise -------------------------------------------------------------------------------------------------------
 
 
-@rule("pointwise", "hardswish", "prelu", "_prelu_kernel", "where", "masked_fill", "rsub", "floor_divide", "true_divide")
+@rule(
+    "pointwise", "where", "masked_fill", "rsub", "floor_divide", "true_divide",
+    # Older versions of torch do not mark all of these as pointwise.
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "prelu", "_prelu_kernel", "sigmoid", "tanh", "hardtanh",
+    "hardswish", "hardsigmoid", "softplus", "softsign", "log_sigmoid", "threshold", "clamp",
+)  # fmt: skip
 def pointwise(place: Place) -> Grid:
     """Every output position reads its own place in every input."""
     _unchanged(place)

@@ -61,7 +61,7 @@ def state_of(module):
         for p in module.parameters()
     ]  # fmt: skip
     buffers = [(name, id(b), str(b.tolist())) for name, b in module.named_buffers()]
-    switches = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+    switches = torch.is_grad_enabled(), torch.is_autocast_cpu_enabled()
     return random_state, modules, parameters, buffers, switches
 
 
