@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,11 @@ DONE, REFUSED, CANCELLED = 0, 1, 130
 
 class _Parser(argparse.ArgumentParser):
     """Refuses with one sentence."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        # argparse takes -3.5 for a number, but -3.5e-05 and -3. for options.
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def error(self, message):
         raise MedXAIError(f"{message} (see '{self.prog} --help').")
@@ -190,11 +196,13 @@ def _method(options) -> int:
         progress.say(0.99, "Writing")
         left_out = output.write(explanation, volumes, segment, folder, scene=not options.no_scene)
     progress.end()
-    _tell(explanation, options.output, left_out, options.json)
+    _tell(
+        explanation, options.output, not options.no_scene and not any("scene.mrb" in n for n in left_out), options.json
+    )
     return DONE
 
 
-def _tell(explanation, folder, left_out, as_json):
+def _tell(explanation, folder, scene, as_json):
     if as_json:
         print(json.dumps({"event": "result", "folder": str(folder)}), flush=True)
         return
@@ -211,7 +219,7 @@ def _tell(explanation, folder, left_out, as_json):
         print(f"  check {name.replace('_', ' ')}: {state} ({check['value']})")
     for note in explanation.notes:
         print(f"  note: {note}")
-    shown = "" if any("scene.mrb" in note for note in left_out) else "; open scene.mrb in 3D Slicer"
+    shown = "; open scene.mrb in 3D Slicer" if scene else ""
     print(f"Results are in {folder}{shown}.")
 
 
@@ -240,6 +248,8 @@ def _reference(options) -> int:
 
     if options.output.exists():
         raise MedXAIError(f"'{options.output}' exists already; choose a new name or remove it.")
+    if not options.output.absolute().parent.is_dir():  # said before all the cases are computed
+        raise MedXAIError(f"The folder of '{options.output}' does not exist; make it first or choose another place.")
     names = tuple(n.strip() for n in options.features.split(",") if n.strip())
     chosen = {
         one.name: one.check(getattr(options, one.name))

@@ -27,14 +27,13 @@ def new_folder(folder):
     MedXAIError
         When it exists already, cannot be made, or the disk is full (``kind="disk"``).
     """
+    check_new_folder(folder)
     folder = Path(folder).absolute()
-    if folder.exists():
-        raise MedXAIError(f"The output folder '{folder}' exists already; choose a new name or remove it.")
     made = _missing_parents(folder.parent)
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(folder)
@@ -55,7 +54,14 @@ def new_folder(folder):
 def check_new_folder(folder) -> None:
     """Refuse a bad output folder before hours are spent computing."""
     folder = Path(folder).absolute()
-    if os.path.lexists(folder):  # (a Path raises where it may not look, or the name is too long)
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # one may not look there, the name is too long, no name at all
+        told = getattr(error, "strerror", None) or error
+        raise MedXAIError(f"The output folder '{folder}' cannot be made: {told}; choose another one.") from None
+    else:
         raise MedXAIError(f"The output folder '{folder}' exists already; choose a new name or remove it.")
     parent = folder.parent
     while not os.path.exists(parent):

@@ -76,7 +76,8 @@ def test_a_run_writes_what_the_contract_names(study, capsys):
     dream, start = io.read_volume(out / "dream.nrrd"), io.read_volume(folder / "ct.nrrd")
     assert dream.same_grid(start, 1e-9)
     assert (dream.array != start.array).sum() == 27
-    assert "Results are in" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Results are in" in told and "scene.mrb" not in told  # which was left out
 
 
 def test_json_lines_tell_the_progress(study, capsys):
@@ -146,6 +147,20 @@ def test_an_output_folder_that_exists_is_refused_before_anything_is_computed(stu
     assert medxai(study) == 1
     assert "exists already" in one_line(capsys.readouterr())
     assert list((folder / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="another limit")
+def test_an_output_folder_with_a_long_name(study, capsys):
+    assert medxai(study, output="x" * 300) == 1
+    assert "too long" in one_line(capsys.readouterr())
+    assert medxai(study, "--steps", 1, "--features", "none", output="x" * 255) == 0
+
+
+def test_points_are_taken_as_programs_print_them(study):
+    point = ("--neuron-ras", "-6.0e+00", "-5.", "8.000000001")
+    assert medxai(study, *point, "--steps", 1, "--features", "none") == 0
+    about = json.loads((study[0] / "out" / "explanation.json").read_text())
+    assert about["neuron_ijk"] == [6, 5, 4] and about["neuron"] == "given"
 
 
 def test_an_output_folder_that_cannot_be_made(study, capsys):
@@ -320,6 +335,8 @@ def test_features_reference_from_a_folder(tmp_path, capsys):
     assert json.loads(out.read_text())["options"]["line_length"] == 5
     assert "3 cases, 0 skipped" in capsys.readouterr().out
     assert out.exists()
+    assert cli.main(["features", "reference", str(tmp_path), "--output", str(tmp_path / "nowhere" / "r.json")]) == 1
+    assert "does not exist" in one_line(capsys.readouterr())
     assert cli.main(["features", "reference", str(tmp_path), "--output", str(out)]) == 1
 
 
