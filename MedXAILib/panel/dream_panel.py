@@ -56,7 +56,7 @@ class DreamPanel:
         self.environment = environments.Environment(lambda: worker_session.workerPython() or None)
         self._unobserveWorker = lambda: None
         self._build(layout)
-        self.live = LiveRun(self.control, self._onFinished)
+        self.live = LiveRun(self.control, self._onFinished, onPoints=self.results.curvesGrew)
         scene = slicer.mrmlScene
         self._closing, self._closed = Watch(self._onSceneStartsToClose), Watch(self._onSceneClosed)
         self._closing.set(scene, scene.StartCloseEvent)

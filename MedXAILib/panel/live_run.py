@@ -30,12 +30,16 @@ class LiveRun(VTKObservationMixin):
         Where the scene lives; by default the application.
     later : callable
         Calls a function once the event loop has finished what it is doing.
+    onPoints : callable
+        Called without arguments when curves have grown.
     """
 
-    def __init__(self, control, onFinished=lambda folder, explanation: None, host=None, later=later):
+    def __init__(
+        self, control, onFinished=lambda folder, explanation: None, host=None, later=later, onPoints=lambda: None
+    ):
         super().__init__()
         self.control, self._onFinished = control, onFinished
-        self._host, self._later = host or hosts.current(), later
+        self._host, self._later, self._onPoints = host or hosts.current(), later, onPoints
         self.job = self.run = None
         self._why = ""  # why we stopped it ourselves
         self._begun = []  # the inputs as they were
@@ -128,6 +132,7 @@ class LiveRun(VTKObservationMixin):
 
     def _onPoint(self, event):
         self.run.points(event.points)
+        self._onPoints()
 
     def _onLog(self, event):
         self.control.log(event.text)

@@ -82,6 +82,10 @@ class ResultSection:
         self._soon.setSingleShot(True)
         self._soon.setInterval(100)
         self._soon.connect("timeout()", self.refresh)
+        self._fitSoon = qt.QTimer()
+        self._fitSoon.setSingleShot(True)
+        self._fitSoon.setInterval(500)
+        self._fitSoon.connect("timeout()", self.fitCharts)
         self.observe()
 
     def setLive(self, live):
@@ -104,6 +108,7 @@ class ResultSection:
     def stop(self):
         """The scene or the panel goes away: hold nothing of it."""
         self._soon.stop()
+        self._fitSoon.stop()
         self._tree.clear()
         self._steps.clear()
 
@@ -129,6 +134,8 @@ class ResultSection:
         self.runCombo.setCurrentIndex(self.folders.index(chosen) if chosen in self.folders else 0)
         self._updating = False
         self._choose()
+        if choose:
+            self.curvesGrew()
 
     @property
     def folder(self) -> int:
@@ -222,6 +229,20 @@ class ResultSection:
         chart = found.get("normalized") or next(iter(found.values()), None)
         if chart is not None:
             charts.show_chart(slicer.mrmlScene, chart)
+            self.curvesGrew()
+
+    def curvesGrew(self):
+        """New points have come: the chart views follow, twice a second at most (they do not by themselves)."""
+        if not self._fitSoon.active:
+            self._fitSoon.start()
+
+    def fitCharts(self):
+        """Fit the axes of the chart views that show a chart of ours."""
+        manager = slicer.app.layoutManager()
+        for n in range(manager.plotViewCount if manager is not None else 0):
+            chart = manager.plotWidget(n).mrmlPlotViewNode().GetPlotChartNode()
+            if chart is not None and chart.GetAttribute(RUN):
+                manager.plotWidget(n).plotView().fitToContent()
 
     def show(self):
         """This run's layers in the slice views."""

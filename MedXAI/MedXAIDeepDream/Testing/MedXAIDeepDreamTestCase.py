@@ -368,6 +368,19 @@ class StreamTest(PanelCase):
         self.assertIn("left", self.control.statusLabel.text)
         self.assertTrue(self.control.progressBar.visible)
 
+    def test_live_chart_grows(self):
+        self.panel.results.chartButton.click()
+        self.addCleanup(self.panel.results.chartButton.click)
+        self.streaming()
+        chart = slicer.app.layoutManager().plotWidget(0).plotView().chart()
+
+        def right():
+            return chart.GetAxis(1).GetMaximum()
+
+        turn(1.0)
+        before = right()
+        self.assertTrue(waitFor(lambda: right() > before + 5, 5), (before, right()))
+
     def test_cancel_leaves_nothing(self):
         before = sceneState()
         self.streaming()
