@@ -29,7 +29,10 @@ class MedXAIModels(ScriptedLoadableModule):
             " that computes: what is installed, on which device, and how to give its memory back."
             " This is a research tool, not a medical device."
         )
-        parent.acknowledgementText = ""
+        parent.acknowledgementText = _(
+            "Networks run with PyTorch and MONAI (Cardoso MJ et al. MONAI: an open-source framework for deep learning in"
+            " healthcare. arXiv:2211.02701)."
+        )
 
 
 class MedXAIModelsWidget(ScriptedLoadableModuleWidget):
