@@ -93,6 +93,7 @@ def train(
         from safetensors.torch import save_file
 
         save_file(weights, str(path))
+        path.chmod(0o644)  # it comes readable by its owner only
 
     package = write_package(folder, fields, save)
     yield Step(1.0, "Trained")

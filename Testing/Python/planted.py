@@ -9,6 +9,7 @@ parts of a kernel are lost to the padding.
 from __future__ import annotations
 
 import itertools
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def detector(kind: str, ndim: int) -> Planted:
 def detector_start(kind: str, ndim: int = 3, size: int = 25, seed: int = 0) -> tuple[Volume, tuple[int, int, int]]:
     """A start for a detector, and the neuron as IJK.
 
-    ``mean`` and ``texture``: a ball of radius 4 at about 100 (SD 2) in a noise of about 0 (SD 2): the mask is the ball at
+    ``mean`` and ``texture``: a ball of radius 4 at about 112 (SD 2; the middle of a grey level of 25) in a noise of about 0 (SD 2): the mask is the ball at
     every step, as long as no voxel of it falls below 50. ``area``: a cone that reaches into the mask at its tip only. In 2-D
     a volume of one slice.
     """
@@ -168,7 +169,7 @@ def detector_start(kind: str, ndim: int = 3, size: int = 25, seed: int = 0) -> t
     middle = [n // 2 for n in shape]
     away = np.sqrt(sum((g - m) ** 2.0 for g, m in zip(np.indices(shape), middle)))
     noise = np.random.default_rng(seed).normal(0, 2, shape)
-    array = 110 - 16 * away if kind == "area" else np.where(away <= RADIUS, 100, 0) + noise
+    array = 110 - 16 * away if kind == "area" else np.where(away <= RADIUS, 112, 0) + noise
     if kind == "area":
         array = np.where(away <= RADIUS, array, -20) + 0.1 * noise
     matrix = np.diag([-1.5, -1.5, 2.0, 1.0])
@@ -210,7 +211,9 @@ def save(net: Planted, path: Path, size: int = 16) -> None:
     elif path.suffix == ".pt":
         torch.save(state, path)
     elif path.suffix == ".ts":
-        torch.jit.save(torch.jit.script(module), str(path))
+        with warnings.catch_warnings():  # deprecated for writing; people have such files
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.jit.save(torch.jit.script(module), str(path))
     elif path.suffix == ".pt2":
         sizes = {axis + 2: torch.export.Dim(f"n{axis}", min=4, max=512) for axis in range(net.ndim)}
         torch.export.save(torch.export.export(module, (example,), dynamic_shapes=(sizes,)), str(path))
