@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,24 +67,28 @@ def train_phantom(
     """
     if not 0 < cases <= HELD_OUT:
         raise MedXAIError(f"The number of training phantoms is {cases}; use 1 to {HELD_OUT}.")
+    from .. import output
+
     settings = TrainingSettings(steps=steps, seed=seed, **options)
-    phantoms = (case(n, lesions=n % 5 != 4) for n in range(cases))
-    training = train(((p.image, p.labels) for p in phantoms), folder, fields(seed, settings), settings)
-    share = 0.9 if held_out else 1.0
-    try:
-        while True:
-            try:
-                step = next(training)
-            except StopIteration as end:
-                package = end.value
-                break
-            yield Step(share * step.fraction, step.stage, step.points, None, step.message)
-    finally:
-        training.close()
-    if held_out:
-        figures = yield from evaluate(package.folder, range(HELD_OUT, HELD_OUT + held_out), share)
-        record(package, figures, settings)
-    return package
+    output.check_new_folder(folder)
+    with output.new_folder(folder) as new:  # trained, judged and described, or not there
+        phantoms = (case(n, lesions=n % 5 != 4) for n in range(cases))
+        training = train(((p.image, p.labels) for p in phantoms), new / "model", fields(seed, settings), settings)
+        with contextlib.closing(training):
+            while True:
+                try:
+                    step = next(training)
+                except StopIteration as end:
+                    package = end.value
+                    break
+                yield replace(step, fraction=(0.9 if held_out else 1.0) * step.fraction)
+        if held_out:
+            figures = yield from evaluate(package.folder, range(HELD_OUT, HELD_OUT + held_out), 0.9)
+            record(package, figures, settings, cases)
+        for file in package.folder.iterdir():
+            file.rename(new / file.name)
+        package.folder.rmdir()
+    return Package.read(folder)
 
 
 def evaluate(folder, seeds, done: float = 0.0) -> Generator[Step, None, dict]:
@@ -192,11 +198,11 @@ def threshold_baseline(seeds, held_out) -> dict:
     }  # fmt: skip
 
 
-def record(package: Package, figures: dict, settings: TrainingSettings) -> None:
+def record(package: Package, figures: dict, settings: TrainingSettings, cases: int = TRAINING_CASES) -> None:
     """Write ``figures.json`` and ``README.md`` beside the weights."""
     folder = Path(package.folder)
     (folder / "figures.json").write_text(
-        json.dumps({"figures": figures, "training": settings.to_json()}, indent=2) + "\n", "utf-8"
+        json.dumps({"figures": figures, "training": settings.to_json() | {"cases": cases}}, indent=2) + "\n", "utf-8"
     )
     base = figures["threshold"]
     (folder / "README.md").write_text(
@@ -204,7 +210,7 @@ def record(package: Package, figures: dict, settings: TrainingSettings) -> None:
 
 {package.about["description"]}
 
-Made by `{package.about["source"]}` ({TRAINING_CASES} phantoms of seeds below {HELD_OUT}, every fifth without lesions).
+Made by `{package.about["source"]}` ({cases} phantoms of seeds 0 to {cases - 1}, every fifth without lesions).
 
 On {figures["cases"]} held-out phantoms (seeds {figures["seeds"][0]}–{figures["seeds"][1]}), mean ± standard deviation over cases:
 

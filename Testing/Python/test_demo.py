@@ -19,6 +19,36 @@ def package():
     return Package.read(resources.path(demonstration.MODEL))
 
 
+def test_train_phantom_trains_judges_and_describes(tmp_path, monkeypatch):
+    from MedXAILib.demo import train
+
+    base = {"lesion_dice": 0.5, "below_hu": 60, "smoothing_voxels": 0.0, "rim_voxels": 0}
+    monkeypatch.setattr(train, "threshold_baseline", lambda seeds, held_out: base)
+    monkeypatch.setattr(train, "case", lambda seed, lesions=True: case(seed, lesions, (32, 48, 48), (6.0, 6.0, 6.0)))
+    steps = train.train_phantom(tmp_path / "model", seed=3, steps=2, cases=2, held_out=1, patch=16)
+    package = run(steps)
+    assert package.folder == tmp_path / "model" and "--seed 3 --steps 2 " in package.about["source"]
+    assert {f.name for f in package.folder.iterdir()} == {
+        "model.json",
+        "weights.safetensors",
+        "README.md",
+        "figures.json",
+    }
+    package.verify()
+    figures = json.loads((package.folder / "figures.json").read_text("utf-8"))
+    assert figures["figures"]["cases"] == 1 and figures["figures"]["threshold"] == base
+    assert figures["training"]["cases"] == 2 and figures["training"]["seed"] == 3
+    assert "2 phantoms of seeds 0 to 1" in (package.folder / "README.md").read_text("utf-8")
+    # Stopped while it is judged: nothing is left.
+    steps = train.train_phantom(tmp_path / "stopped", steps=1, cases=1, held_out=2, patch=16)
+    while next(steps).stage != "Judging on held-out phantoms":
+        pass
+    steps.close()
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(MedXAIError, match="exists already"):
+        run(train.train_phantom(tmp_path / "model"))
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Fewer reference lesions: each phantom takes a second or two."""
