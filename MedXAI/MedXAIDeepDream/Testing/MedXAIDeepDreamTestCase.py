@@ -543,7 +543,7 @@ class SpeedTest(PanelCase):
         longest = sorted(heart.longest for heart in hearts)
         figures = {
             "reading_ms": reading.milliseconds, "writing_ms": finish[0].milliseconds,
-            "longest_turn_ms_of_three_windows": [round(1000 * v) for v in longest],
+            "longest_turns_ms": {"wall": [round(1000 * h.wall) for h in hearts], "own": [round(1000 * h.own) for h in hearts]},
             "turns": sum(len(heart.gaps) for heart in hearts), "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         }  # fmt: skip
         print("MedXAI 256³:", json.dumps(figures))

@@ -33,8 +33,16 @@ def waitFor(condition, seconds: float = 20.0) -> bool:
     return bool(condition())
 
 
+def crowded() -> bool:
+    """Whether the computer has more to do than it has cores: then a wall clock measures the neighbours."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1)
+
+
 class Heartbeat:
-    """Measures how long the window was not served: a timer that should tick every 10 ms."""
+    """Measures how long the window was not served: a timer that should tick every 10 ms.
+
+    ``gaps`` are (wall, own) seconds between two ticks, own being the time this thread computed.
+    """
 
     def __init__(self):
         self.gaps, self._last = [], None
@@ -43,9 +51,9 @@ class Heartbeat:
         self._timer.connect("timeout()", self._tick)
 
     def _tick(self):
-        now = time.perf_counter()
+        now = time.perf_counter(), time.thread_time()
         if self._last is not None:
-            self.gaps.append(now - self._last)
+            self.gaps.append((now[0] - self._last[0], now[1] - self._last[1]))
         self._last = now
 
     def __enter__(self):
@@ -57,13 +65,23 @@ class Heartbeat:
         self._timer.stop()
 
     @property
+    def wall(self) -> float:
+        """Seconds of the longest turn on the wall clock."""
+        return max((gap[0] for gap in self.gaps), default=0.0)
+
+    @property
+    def own(self) -> float:
+        """Seconds this thread computed in its busiest turn."""
+        return max((gap[1] for gap in self.gaps), default=0.0)
+
+    @property
     def longest(self) -> float:
-        """Seconds of the longest turn."""
-        return max(self.gaps, default=0.0)
+        """Seconds of the longest turn, by the clock that measures Slicer."""
+        return self.own if crowded() else self.wall
 
 
 class Stopwatch:
-    """Seconds on the wall clock; on a computer that has more to do than it has cores, this thread's own seconds."""
+    """Seconds on the wall clock; on a crowded computer, this thread's own seconds."""
 
     def __enter__(self):
         self._wall, self._own = time.perf_counter(), time.thread_time()
@@ -71,8 +89,7 @@ class Stopwatch:
 
     def __exit__(self, *_):
         wall, own = time.perf_counter() - self._wall, time.thread_time() - self._own
-        crowded = hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1)
-        self.seconds = own if crowded else wall
+        self.seconds = own if crowded() else wall
         self.milliseconds = {"wall": round(1000 * wall), "own": round(1000 * own)}
 
 
