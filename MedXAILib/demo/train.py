@@ -50,7 +50,7 @@ def fields(seed: int, settings: TrainingSettings) -> dict:
 
 
 def train_phantom(
-    folder, seed: int = 0, steps: int = 2400, cases: int = TRAINING_CASES, held_out: int = 24, **options
+    folder, seed: int = 0, steps: int = 1600, cases: int = TRAINING_CASES, held_out: int = 24, **options
 ) -> Generator[Step, None, Package]:
     """Train the network of the demonstration, judge it, and write package, ``README.md`` and ``figures.json``.
 

@@ -23,7 +23,7 @@ Case = tuple[Volume, Volume]  # image, and labels (0 = background) on the same g
 class TrainingSettings(Settings):
     """Settings of `train`."""
 
-    steps: int = setting(2400, "Optimiser steps.", low=1, high=10**7)
+    steps: int = setting(1600, "Optimiser steps.", low=1, high=10**7)
     batch: int = setting(2, "Patches per step.", low=1, high=1024)
     patch: int = setting(40, "Edge of a patch; shortened where the volume is smaller.", low=8, high=512, unit="voxels")
     learning_rate: float = setting(6e-3, "Learning rate of Adam; falls to a hundredth on a cosine.", low=1e-8, high=1)
