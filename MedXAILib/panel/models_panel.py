@@ -178,7 +178,8 @@ class ModelsPanel:
 
     def describe(self):
         """Let the worker load the model and list its layers."""
-        self._ask(_("Loading…"), lambda client: client.describe(self.entry.folder, self._onAnswer))
+        folder, trusted = self.entry.folder, self.trust.trusted
+        self._ask(_("Loading…"), lambda client: client.describe(folder, self._onAnswer, trusted))
 
     def test(self):
         """Let the worker load the model and, on a volume, compute one step."""
@@ -225,7 +226,7 @@ class ModelsPanel:
             number = event.description.get("parameters")
             if number is None:
                 self.message.text = _(
-                    "This model is a program, which is not run to describe it; Test on a volume runs it."
+                    "This model is a program that is not trusted, so it was not loaded and its layers are not listed."
                 )
             else:
                 self.message.text = _("It loads: {n:,} parameters, {seconds:.1f} s.").format(n=number, seconds=seconds)

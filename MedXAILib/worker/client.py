@@ -10,7 +10,7 @@ import itertools
 import logging
 import shutil
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 
 from ..errors import MedXAIError
@@ -138,11 +138,10 @@ class Client:
             self._cancel(one, "replaced")
         return job
 
-    def describe(self, model, on_event: Callable[[Event], None]) -> Job:
-        """Ask what a model package holds: `Described` or `Failed`."""
-        return self._submit(
-            {"command": "describe", "job": f"describe-{next(self._numbers)}", "model": str(model)}, on_event
-        )
+    def describe(self, model, on_event: Callable[[Event], None], trusted: Iterable[str] = ()) -> Job:
+        """Ask what a model package holds: `Described` or `Failed`. A program not in ``trusted`` (SHA-256) is not loaded."""
+        command = {"command": "describe", "job": f"describe-{next(self._numbers)}", "model": str(model)}
+        return self._submit({**command, "trusted": sorted(trusted)}, on_event)
 
     def release(self, on_event: Callable[[Event], None] | None = None) -> Job | None:
         """Let the worker forget its models and volumes: `Released`. None (and nothing is done) when no worker runs."""

@@ -11,7 +11,7 @@ run
     programs the user trusts), ``volumes`` and ``segment`` (`wire.describe_volume`), ``settings`` (plain values), ``folder`` (private
     to this run, made by the client, removed by the client).
 describe
-    ``model``: the reply is ``described``.
+    ``model``, and ``trusted`` as above (left out: none): the reply is ``described``.
 release
     Forget models and volumes, give device memory back: the reply is ``released``.
 cancel
@@ -118,7 +118,7 @@ SCHEMAS = {
             "job": _NAME, "panel": _NAME, "method": _NAME, "model": _TEXT, "trusted": [_TEXT], "volumes": [_VOLUME],
             "segment": _Optional(_VOLUME), "settings": _OBJECT, "folder": _TEXT,
         },
-        "describe": {"job": _NAME, "model": _TEXT},
+        "describe": {"job": _NAME, "model": _TEXT, "trusted": _Optional([_TEXT])},
         "release": {"job": _NAME},
         "cancel": {"job": _NAME},
         "ack": {"job": _NAME, "file": _TEXT},

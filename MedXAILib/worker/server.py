@@ -43,11 +43,11 @@ class Engine:
             devices.append({"name": "mps", "title": "Apple GPU"})
         return {"versions": {"torch": torch.__version__}, "devices": devices}
 
-    def describe(self, folder: str) -> dict:
+    def describe(self, folder: str, trusted: frozenset = frozenset()) -> dict:
         """What `models.describe` says of a package."""
         from .. import models
 
-        return models.describe(folder)
+        return models.describe(folder, trusted)
 
     def load(self, folder: str, device: str, trusted: frozenset):
         """A model, ready to run."""
@@ -269,7 +269,8 @@ class Server:
         return {"event": "error", "kind": kind, "message": message, "hint": hint}
 
     def _describe(self, task: Task) -> dict:
-        return {"event": "described", "description": self._engine.describe(task.message["model"])}
+        trusted = frozenset(s.lower() for s in task.message.get("trusted") or ())
+        return {"event": "described", "description": self._engine.describe(task.message["model"], trusted)}
 
     def _release(self, task: Task) -> dict:
         size = self._models.clear() + self._volumes.clear()

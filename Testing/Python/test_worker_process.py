@@ -209,9 +209,10 @@ def test_describe_is_answered_while_a_run_goes_on(warm):
     answers = []
     job = warm.start("careful", sign=str(warm.model / "sign"))
     warm.until(lambda: job.state is State.RUNNING)
-    warm.finish(warm.client.describe(warm.model, answers.append))
+    warm.finish(warm.client.describe(warm.model, answers.append, ["AB12"]))
     warm.finish(warm.client.describe("/no/such", answers.append))
     assert answers[0].description["labels"] == ["background", "lesion"]
+    assert answers[0].description["trusted"] == ["ab12"]
     assert answers[1].kind == "refused" and "no model in '/no/such'" in answers[1].message
     assert job.state is State.RUNNING
     job.cancel()
@@ -570,6 +571,25 @@ def test_the_real_engine_says_what_it_has(tmp_path):
         assert job.failure.kind == "refused" and "There is no method 'no-such-method'" in job.failure.message
         job = session.run("dream", colour=1)
         assert "There is no setting 'colour'" in job.failure.message
+        package, answers = program(torch, tmp_path / "program"), []
+        for trusted in ((), [package.sha256.upper()]):
+            session.finish(session.client.describe(package.folder, answers.append, trusted))
+        closed, opened = (answer.description for answer in answers)
+        assert not closed["trusted"] and closed["layers"] is None and closed["parameters"] is None
+        assert opened["trusted"] and opened["parameters"] == 8 and opened["layers"], (
+            "a trusted program lists its layers"
+        )
+
+
+def program(torch, folder):
+    """A package whose weights are a TorchScript program."""
+    from MedXAILib.package import write_package
+
+    channels = {"spatial_dims": 2, "channels": ["CT"], "multiple_of": 2, "intensity": {"kind": "none"}}
+    output = {"labels": ["background", "liver"], "activation": "softmax"}
+    fields = {"name": "program", "task": "segmentation", "input": channels, "output": output, "weights": "w.ts"}
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 1, bias=False)).eval()
+    return write_package(folder, fields, lambda path: torch.jit.script(module).save(str(path)))
 
 
 def test_client_side_needs_no_torch():

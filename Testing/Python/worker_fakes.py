@@ -40,10 +40,15 @@ class FakeEngine:
     def environment(self):
         return {"versions": {"torch": "fake"}, "devices": [{"name": "cpu"}]}
 
-    def describe(self, folder):
+    def describe(self, folder, trusted):
         if not os.path.isdir(folder):
             raise MedXAIError(f"There is no model in '{folder}'.")
-        return {"name": os.path.basename(folder), "labels": ["background", "lesion"], "loaded": len(self.loaded)}
+        return {
+            "name": os.path.basename(folder),
+            "labels": ["background", "lesion"],
+            "loaded": len(self.loaded),
+            "trusted": sorted(trusted),
+        }
 
     def load(self, folder, device, trusted):
         self.loaded.append(folder)

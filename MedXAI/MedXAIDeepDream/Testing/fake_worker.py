@@ -21,10 +21,11 @@ class Engine:
     def environment(self):
         return {"versions": {"torch": "0.0 (fake)"}, "devices": [{"name": "cpu", "title": "Fake CPU"}]}
 
-    def describe(self, folder):
+    def describe(self, folder, trusted):
         return {
             "name": Path(folder).name,
             "parameters": 1234,
+            "trusted": sorted(trusted),
             "layers": [{"name": "conv", "kind": "conv3d", "shape": [1, 4, 8, 8, 8]}],
         }
 

@@ -63,6 +63,12 @@ class ModelsPanelTest(unittest.TestCase):
         self.assertFalse(self.panel.testButton.enabled)
         self.panel.trust.button.click()
         self.assertTrue(self.panel.testButton.enabled)
+        told = []
+        self.panel._showLayers = told.append
+        self.panel.describeButton.click()
+        self.assertTrue(waitFor(lambda: told), self.panel.message.text)
+        self.assertEqual(told[0]["trusted"], list(self.panel.trust.trusted))
+        self.assertTrue(told[0]["trusted"])
 
     def test_environment_is_listed_without_importing_it(self):
         self.assertTrue(waitFor(lambda: self.panel.environment.packages.topLevelItemCount >= 6))
