@@ -56,10 +56,11 @@ def registerSampleData():
 def loadPhantom(_source=None):
     """Put a made-up abdomen without lesions, and its liver as a segment, into the scene; gives the volume node."""
     from MedXAILib.demo import phantom
+    from MedXAILib.demo.run import PATIENT
     from MedXAILib.scene import host, layers, segments
 
     with slicer.util.WaitCursor():
-        made, scene = phantom.case(phantom.HELD_OUT + 1, lesions=False), host.current().scene
+        made, scene = phantom.case(PATIENT, lesions=False), host.current().scene
         node = layers.add_volume(scene, made.image, "Liver phantom")
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetAutoWindowLevel(False)

@@ -97,9 +97,10 @@ def models():
 def sample():
     """The phantom of the tutorial, for Sample Data (260 x 280 pixels)."""
     sys.path.insert(0, str(ROOT))
-    from MedXAILib.demo.phantom import HELD_OUT, case
+    from MedXAILib.demo.phantom import case
+    from MedXAILib.demo.run import PATIENT
 
-    image = case(HELD_OUT + 1, lesions=False).image
+    image = case(PATIENT, lesions=False).image
     figure = plt.figure(figsize=(2.6, 2.8), dpi=100, facecolor="black")
     axes = figure.add_axes((0, 0, 1, 1))
     section = image.array[image.shape[0] // 2]
