@@ -15,7 +15,10 @@ from . import colors
 from .nodes import modifying, of_class
 
 #: What a chart can show before it becomes unreadable; everything else is in its table.
-MOST = 24
+MOST = 12
+
+#: How much of a chart's width is left free on the right for the legend, which the plot view draws over what is there.
+LEGEND = 0.34
 
 
 def add_table(scene, name: str):
@@ -78,13 +81,13 @@ def add_curve(scene, name: str) -> dict:
 def update_curve(scene, made: dict, curve: Curve) -> list:
     """Bring table, chart and series up to date: one series for each shown column and each end of a band.
 
-    Returns the series nodes that are new.
+    A single row is not drawn: a line needs two points. Returns the series nodes that are new.
     """
     columns, ends = dict(curve.columns), _ends(curve)
     rows = len(next(iter(columns.values()))) if columns else 0
     columns.update({column: np.full(rows, value) for column, value in ends.items()})
     fill(made["table"], columns, curve.units)
-    wanted = [*shown(curve), *ends]
+    wanted = [*shown(curve), *ends] if rows > 1 else []
     for series in [one for one in made["series"] if one.GetYColumnName() not in wanted]:
         made["series"].remove(series)
         made["chart"].RemovePlotSeriesNodeID(series.GetID())
@@ -95,6 +98,8 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
         chart.SetXAxisTitle(curve.index_title or curve.index)
         chart.SetYAxisTitle(_value_title(curve))
         chart.SetLegendVisibility(True)
+        chart.SetLegendFontSize(12 if len(wanted) <= 4 else 10)
+        _room(chart, curve, made)
         chart.SetGridVisibility(True)
         for n, column in enumerate(wanted):
             if column not in known:
@@ -103,6 +108,19 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
                 chart.AddAndObservePlotSeriesNodeID(series.GetID())
     made["series"] += new
     return new
+
+
+def _room(chart, curve: Curve, made: dict) -> None:
+    """Keep the right of the chart free for the legend, unless somebody has zoomed."""
+    x = np.asarray(curve.columns.get(curve.index, ()), float)
+    x = x[np.isfinite(x)]
+    now = None if chart.GetXAxisRangeAuto() else tuple(chart.GetXAxisRange())
+    if len(x) < 2 or now != made.get("range"):
+        return
+    low, high = float(x.min()), float(x.max())
+    made["range"] = (low, high + (high - low) * LEGEND / (1 - LEGEND))
+    chart.SetXAxisRangeAuto(False)
+    chart.SetXAxisRange(*made["range"])
 
 
 def shown(curve: Curve, most: int = MOST) -> list[str]:

@@ -13,7 +13,14 @@ from .nodes import INPUT, NAME, RUN, STEP, hierarchy, modifying, place, sign
 
 #: What a preview is when nobody says (by the explanation's name).
 KINDS = {"dream": "image", "mask": "mask", "change": "signed", "heat": "positive", "relevance": "signed"}
-REFERENCE_BAND = {"reference ±1 SD": (-1.0, 1.0)}
+#: What is known of a curve before its explanation is there.
+LIVE = {
+    "curves": {"title": "Response and features", "shown": ("response",), "units": {"response": "logit"}},
+    "normalized": {
+        "title": "Features along the dream", "value_title": "Normalized value (0: reference mean, 1: one SD)",
+        "bands": {"reference ± 1 SD": (-1.0, 1.0)},
+    },
+}  # fmt: skip
 
 
 class Run:
@@ -80,17 +87,9 @@ class Run:
         changed = {}
         for point in points:
             if point.curve not in self.live:
-                bands = REFERENCE_BAND if point.curve == "normalized" else {}
-                first = ("response",) if point.curve == "curves" else ()
-                about = {
-                    "title": point.curve,
-                    "index": "step",
-                    "index_title": "Step",
-                    "bands": bands,
-                    "shown": first,
-                    **about,
-                }
-                self.live[point.curve] = charts.Live(Curve(columns={}, **about))
+                known = LIVE.get(point.curve, {"title": point.curve.replace("_", " ").capitalize()})
+                fields = {"index": "step", "index_title": "Step", **known, **about}
+                self.live[point.curve] = charts.Live(Curve(columns={}, **fields))
             self.live[point.curve].add(point.step, point.values)
             changed[point.curve] = True
         for name in changed:

@@ -102,6 +102,10 @@ def test_live_curves_take_late_values(study):
     run.point(Point("curves", 4, {"response": 6.0}))
     run.point("curves", 0, {"glcm_Contrast": 4.0})
     run.point("normalized", 0, {"glcm_Contrast": -2.0})
+    assert run.curves["normalized"]["series"] == []  # VTK complains of a line with a single point
+    run.point("normalized", 2, {"glcm_Contrast": -1.0})
+    titles = [run.curves[name]["chart"].GetTitle() for name in ("curves", "normalized")]
+    assert titles == ["Response and features", "Features along the dream"]
     table = run.curves["curves"]["table"].GetTable()
     column = [table.GetColumnByName(n) for n in ("step", "response", "glcm_Contrast")]
     values = [[c.GetValue(r) for r in range(5)] for c in column]
@@ -109,7 +113,7 @@ def test_live_curves_take_late_values(study):
     assert values[2][:2] == [4, 5] and np.isnan(values[2][2:]).all()
     assert [s.GetYColumnName() for s in run.curves["curves"]["series"]] == ["response"]
     assert {s.GetYColumnName() for s in run.curves["normalized"]["series"]} == {
-        "glcm_Contrast", "reference ±1 SD: -1", "reference ±1 SD: +1",
+        "glcm_Contrast", "reference ± 1 SD: -1", "reference ± 1 SD: +1",
     }  # fmt: skip
     ids_before = len(ids(study.scene))
     run.finish(study.explanation)
@@ -347,7 +351,12 @@ def test_many_features_stay_readable(study):
     assert len(drawn) == charts.MOST + 2
     assert "feature_59" in drawn and "feature_0" not in drawn
     assert run.curves["normalized"]["table"].GetNumberOfColumns() == 63
-    assert run.curves["normalized"]["chart"].GetNumberOfPlotSeriesNodes() == len(drawn)
+    chart = run.curves["normalized"]["chart"]
+    assert chart.GetNumberOfPlotSeriesNodes() == len(drawn) and chart.GetLegendFontSize() <= 10
+    assert not chart.GetXAxisRangeAuto() and chart.GetXAxisRange()[1] > 3  # the legend stands beside the curves
+    chart.SetXAxisRange(0.5, 1.0)  # somebody zooms
+    run._curve("normalized", curve)
+    assert tuple(chart.GetXAxisRange()) == (0.5, 1.0)
 
 
 def test_the_next_point_somebody_places_is_theirs(study):
