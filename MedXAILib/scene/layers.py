@@ -122,6 +122,9 @@ def window_of(explanation, volume: Volume) -> tuple[float, float]:
 
     A chest CT in a window of everything from air to bone would hide what happens in the liver.
     """
+    point = explanation.provenance.get("neuron_ras")
+    if point is not None and volume.array.size and (volume.unit == "HU" or float(volume.array.min()) < -500):
+        return _tissue(explanation, volume, point)
     changed = next((layer.volume for layer in explanation.maps.values() if layer.kind == "signed"), None)
     if changed is None or changed.shape != volume.shape:
         return window(volume.array)
@@ -133,6 +136,27 @@ def window_of(explanation, volume: Volume) -> tuple[float, float]:
         return window(volume.array)
     low, high = (float(v) for v in np.percentile(values, (1, 99)))
     return (low, high) if low < high else window(volume.array)
+
+
+def _tissue(explanation, volume: Volume, point, reach: float = 40.0, narrowest: float = 100.0) -> tuple[float, float]:
+    """A window for a CT: the tissue within ``reach`` mm of a point, before and after; without air and bone where they are less.
+
+    Less than ``narrowest`` HU would show noise.
+    """
+    at = np.asarray(volume.ras_to_index(point), float)
+    half = reach / np.asarray(volume.spacing[::-1], float)
+    box = tuple(slice(max(0, int(c - h)), max(1, int(c + h) + 2)) for c, h in zip(at, half))
+    axes = [np.arange(*s.indices(n)) for s, n in zip(box, volume.shape)]
+    near = sum((((a - c) / h) ** 2).reshape([-1 if n == m else 1 for m in range(3)]) for n, (a, c, h) in enumerate(zip(axes, at, half)))  # fmt: skip
+    images = [volume.array] + [layer.volume.array for layer in explanation.maps.values() if layer.kind == "image"]
+    values = np.concatenate([_some(image[box][near <= 1]) for image in images if image.shape == volume.shape])
+    soft = values[(values > -200) & (values < 400)]
+    values = soft if len(soft) > len(values) / 2 else values
+    if not len(values):
+        return window(volume.array)
+    low, high = (float(v) for v in np.percentile(values, (2, 98)))
+    more = max(0.0, narrowest - (high - low)) / 2
+    return low - more, high + more
 
 
 def bounds(array: np.ndarray) -> tuple[list[int], list[int]]:

@@ -44,7 +44,8 @@ def _slices(figure, pictures) -> float:
         heading, name = pictures["columns"][c]
         if r == 0 or keys > 1:
             axes.set_title(heading, fontsize=11.5, color=INK, pad=4, fontweight="bold")
-        _annotate(axes, row, pictures, first=c == 0)
+        image = name is not None and pictures["layers"][name].kind == "image"
+        _annotate(axes, row, pictures, first=c == 0, cross=not (image and row["masks"]))
         if c:
             _outline(axes, row["masks"])
         if r == down - 1 or keys > 1:
@@ -76,7 +77,8 @@ def _edge(width: float = 2.2) -> list:
     return [withStroke(linewidth=width, foreground="black")]
 
 
-def _annotate(axes, row, pictures, first: bool) -> None:
+def _annotate(axes, row, pictures, first: bool, cross: bool) -> None:
+    """Letters, place, scale and, unless an outline says where to look, the cross on the neuron."""
     size, edge = pictures["size"], _edge()
     light = dict(color="white", path_effects=edge)
     for side, (x, y) in {
@@ -104,7 +106,7 @@ def _annotate(axes, row, pictures, first: bool) -> None:
         solid_capstyle="butt",
     )
     axes.text(size * 0.03, y - size * 0.02, f"{bar:g} mm", fontsize=8, va="bottom", **light)
-    if row["pixel"] is not None:
+    if cross and row["pixel"] is not None:
         x, y = row["pixel"]
         near, far = size * 0.018, size * 0.05
         for (x0, x1), (y0, y1) in (

@@ -178,3 +178,22 @@ def test_a_few_outliers_do_not_darken_the_rest():
     assert low == -high and 20 < high < 40
     assert limits(Layer(volume.with_array(array, "change"), "signed", "", -7.0, 7.0)) == (-7, 7)
     assert limits(Layer(volume.with_array(array * 0, "change"), "signed")) == (-1, 1)
+
+
+def test_a_ct_is_shown_in_the_window_of_the_tissue_around_the_neuron():
+    from MedXAILib.scene.layers import window_of
+
+    volume = examples.volume((20, 60, 70), examples.straight((3.0, 3.0, 3.0)))  # liver 100 ± 12, body 40, air -1000
+    changed = volume.array.copy()
+    changed[10, 30, 25] -= 60
+    explanation = Explanation("dream", "Dream")
+    explanation.maps["dream"] = Layer(volume.with_array(changed, "dream"))
+    explanation.maps["change"] = Layer(volume.with_array(np.ones_like(changed), "change"), "signed")  # everywhere
+    assert window_of(explanation, volume)[0] < -900
+    explanation.provenance["neuron_ras"] = volume.index_to_ras((10, 30, 25))
+    low, high = window_of(explanation, volume)
+    assert 0 < low < 40 and 100 < high < 180 and high - low >= 100
+    explanation.provenance["neuron_ras"] = volume.index_to_ras((10, 0, 0))  # in the air: air is what is shown
+    assert window_of(explanation, volume)[0] < -900
+    picture = Volume(np.abs(volume.array), volume.ijk_to_ras, "MR")
+    assert window_of(explanation, picture)[1] > 900
