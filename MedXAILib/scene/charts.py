@@ -18,7 +18,7 @@ from .nodes import modifying, of_class
 MOST = 12
 
 #: How much of a chart's width is left free on the right for the legend, which the plot view draws over what is there.
-LEGEND = 0.34
+LEGEND = 0.4
 
 
 def add_table(scene, name: str):
@@ -99,7 +99,8 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
         chart.SetYAxisTitle(_value_title(curve))
         chart.SetLegendVisibility(True)
         chart.SetLegendFontSize(12 if len(wanted) <= 4 else 10)
-        _room(chart, curve, made)
+        if wanted:
+            _room(chart, columns, curve.index, wanted, made)
         chart.SetGridVisibility(True)
         for n, column in enumerate(wanted):
             if column not in known:
@@ -110,17 +111,21 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
     return new
 
 
-def _room(chart, curve: Curve, made: dict) -> None:
-    """Keep the right of the chart free for the legend, unless somebody has zoomed."""
-    x = np.asarray(curve.columns.get(curve.index, ()), float)
-    x = x[np.isfinite(x)]
-    now = None if chart.GetXAxisRangeAuto() else tuple(chart.GetXAxisRange())
-    if len(x) < 2 or now != made.get("range"):
+def _room(chart, columns: dict, x: str, drawn: list[str], made: dict) -> None:
+    """Show all of the curves, with the right of the chart free for the legend, unless somebody has zoomed."""
+    now = None if chart.GetXAxisRangeAuto() else (*chart.GetXAxisRange(), *chart.GetYAxisRange())
+    across = np.asarray(columns[x], float)
+    up = np.concatenate([np.asarray(columns[name], float) for name in drawn])
+    across, up = across[np.isfinite(across)], up[np.isfinite(up)]
+    if not len(across) or not len(up) or now != made.get("range"):
         return
-    low, high = float(x.min()), float(x.max())
-    made["range"] = (low, high + (high - low) * LEGEND / (1 - LEGEND))
+    left, right, low, high = (float(v) for v in (across.min(), across.max(), up.min(), up.max()))
+    margin, share = 0.05 * (high - low) or 0.5, LEGEND if len(drawn) > 1 else LEGEND / 2
+    made["range"] = (left, right + (right - left) * share / (1 - share), low - margin, high + margin)
     chart.SetXAxisRangeAuto(False)
-    chart.SetXAxisRange(*made["range"])
+    chart.SetYAxisRangeAuto(False)  # the plot view follows growing curves with a fixed range only
+    chart.SetXAxisRange(*made["range"][:2])
+    chart.SetYAxisRange(*made["range"][2:])
 
 
 def shown(curve: Curve, most: int = MOST) -> list[str]:
@@ -162,7 +167,7 @@ def _series(scene, table, curve: Curve, column: str, number: int | None):
         series.SetColor(0.45, 0.45, 0.45)
         series.SetLineWidth(1.5)
     else:
-        series.SetLineStyle(series.LineStyleSolid)
+        series.SetLineStyle(series.LineStyleSolid if number < len(colors.LINES) else series.LineStyleDashDot)
         series.SetColor(*colors.LINES[number % len(colors.LINES)])
         series.SetLineWidth(2.5)
     scene.AddNode(series)

@@ -129,7 +129,7 @@ class Run:
         if self.shows:
             layers.show_again(self.scene, self.id, self.inputs[0] if self.nodes else None)
             for name in ("normalized", *self.curves):
-                if name in self.curves:
+                if name in self.curves and self.curves[name]["series"]:
                     charts.show_chart(self.scene, self.curves[name]["chart"])
                     break
         return self.folder
@@ -195,8 +195,8 @@ class Run:
             new = charts.update_curve(self.scene, made, curve)
             self._keep(made["table"], name)
             self._keep(made["chart"], name)
-            if self.shows:
-                charts.show_chart(self.scene, made["chart"])
+        if self.shows and new and len(new) == len(self.curves[name]["series"]):  # an empty chart would be a black view
+            charts.show_chart(self.scene, self.curves[name]["chart"])
         for series in new:
             self._keep(series, name)
 
