@@ -28,7 +28,7 @@ class MedXAIDeepDream(ScriptedLoadableModule):
         parent.contributors = ["The MedXAI developers"]
         parent.helpText = _(
             "Shows what a segmentation network reacts to: the image is changed, step by step, so that the network's answer at"
-            " one voxel grows, and feature curves say what changed. Choose a volume, a model and a voxel, and press Dream."
+            " one voxel grows, and feature curves say what changed. Choose a volume, a model and a voxel, and press Apply."
             " This is a research tool, not a medical device."
         )
         parent.acknowledgementText = _(

@@ -105,7 +105,7 @@ class DreamPanel:
         advanced.addRow(resetButton)
         settings.addRow(advancedButton)
 
-        self.control = RunControl(layout, self.apply, self.cancel, _("Dream"), self._facts, self._names)
+        self.control = RunControl(layout, self.apply, self.cancel, _("Apply"), self._facts, self._names)
         self.results = ResultSection(section(layout, _("Result")), METHOD, self.repeat, self.control.log)
         layout.addStretch(1)
 
@@ -318,7 +318,7 @@ class DreamPanel:
         if self.control.state.active:
             return
         self.control.setState(
-            RunState.IDLE, " ".join(notes) or _("The panel is filled as this run was; press Dream to repeat it.")
+            RunState.IDLE, " ".join(notes) or _("The panel is filled as this run was; press Apply to repeat it.")
         )
 
     def _reset(self):

@@ -85,7 +85,7 @@ class ApplyTest(PanelCase):
     def test_everything_chosen_is_ready(self):
         self.assertEqual(self.control.reason, "")
         self.assertTrue(self.control.applyButton.enabled)
-        self.assertEqual(self.control.applyButton.text, "Dream")
+        self.assertEqual(self.control.applyButton.text, "Apply")
         self.assertEqual(self.panel.picker.label, "organ")  # the last label, as the command's default
 
     def test_no_model(self):
@@ -390,7 +390,7 @@ class StreamTest(PanelCase):
         self.assertLess(time.monotonic() - began, 3)
         self.assertEqual(self.control.state.value, "cancelled")
         self.assertEqual(sceneState(), before)
-        self.assertEqual(self.control.applyButton.text, "Dream")
+        self.assertEqual(self.control.applyButton.text, "Apply")
         self.runAgain()
 
     def runAgain(self):
