@@ -17,7 +17,8 @@ def test_the_settings_table_is_the_one_in_the_code():
 
 
 def test_every_picture_and_link_of_the_readme_exists():
-    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
+    prose = re.sub(r"```.*?```", "", README, flags=re.S)
+    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", prose)
     assert any(t.endswith(".png") for t in targets)
     for target in targets:
         assert (REPOSITORY / target).exists(), target
