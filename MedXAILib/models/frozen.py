@@ -41,6 +41,7 @@ class Frozen:
         self.device_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         if device.type == "mps":
             self.device_random = torch.mps.get_rng_state()
+        self.tf32 = torch.backends.cudnn.allow_tf32
 
     def hold(self) -> None:
         """Evaluation mode module by module (an exported program has no such switch), and no gradient for parameters."""
@@ -49,9 +50,11 @@ class Frozen:
                 module.training = False
         for parameter, *_ in self.parameters:
             parameter.requires_grad_(False)
+        torch.backends.cudnn.allow_tf32 = False  # its 10-bit products differ from box to box by more than a crop may
 
     def put_back(self) -> None:
         """Everything as it was, by value where it was changed in place and by identity where it was replaced."""
+        torch.backends.cudnn.allow_tf32 = self.tf32
         for module, training, hooks in self.modules:
             if training is not None and module.training != training:
                 module.training = training

@@ -151,3 +151,11 @@ def test_programs_are_put_back_too(make):
         raise KeyError
     assert [one.training for one in made.modules()] == modes and all(p.requires_grad for p in made.parameters())
     assert all(torch.equal(a, b) for a, b in zip(made.buffers(), buffers)) and parameter.grad.eq(1).all()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_convolutions_keep_their_full_precision_during_a_run_only(module, before, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    with model_of(module).frozen():
+        assert torch.backends.cudnn.allow_tf32 is False
+    assert torch.backends.cudnn.allow_tf32 is before
