@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
+import hypothesis
 import planted
 import pytest
+
+# A busy machine makes examples slow, which says nothing of the code.
+hypothesis.settings.register_profile("machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("machine")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -58,7 +58,7 @@ def test_a_run_writes_what_the_contract_names(study, capsys):
         == 0
     )
     out = folder / "out"
-    about = json.loads((out / "explanation.json").read_text())
+    about = json.loads((out / "explanation.json").read_text(encoding="utf-8"))
     assert about["method"] == "dream" and about["settings"]["steps"] == 3 and about["settings"]["step_size"] == 0.5
     assert about["model"]["sha256"] == package.sha256 and about["versions"]["torch"] and about["device"] == "cpu"
     assert (
@@ -94,7 +94,7 @@ def test_a_segment_by_label_value_gives_the_neuron(study):
     assert (
         medxai(study, "--segmentation", folder / "organ.nrrd", "--segment", 1, "--steps", 1, "--features", "none") == 0
     )
-    about = json.loads((folder / "out" / "explanation.json").read_text())
+    about = json.loads((folder / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert all(3 <= v < 6 for v in about["neuron_ijk"]) and about["neuron"] == "best in segment"
 
 
@@ -159,7 +159,7 @@ def test_an_output_folder_with_a_long_name(study, capsys):
 def test_points_are_taken_as_programs_print_them(study):
     point = ("--neuron-ras", "-6.0e+00", "-5.", "8.000000001")
     assert medxai(study, *point, "--steps", 1, "--features", "none") == 0
-    about = json.loads((study[0] / "out" / "explanation.json").read_text())
+    about = json.loads((study[0] / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert about["neuron_ijk"] == [6, 5, 4] and about["neuron"] == "given"
 
 
@@ -230,7 +230,7 @@ def test_a_weights_file_that_was_changed(study, capsys):
 def test_a_model_json_with_a_missing_or_unknown_field(study, capsys, change, words):
     _, package = study
     path = Path(package.folder) / "model.json"
-    about = json.loads(path.read_text())
+    about = json.loads(path.read_text(encoding="utf-8"))
     change(about)
     path.write_text(json.dumps(about))
     assert medxai(study) == 1
@@ -249,7 +249,7 @@ def test_a_pickle_that_carries_code_is_refused(study, tmp_path, capsys):
     package = planted.linear_package(tmp_path / "pickle", np.ones((3, 3, 3)), format="pt")
     path = Path(package.folder) / package.weights
     torch.save({"weight": Harm()}, path)
-    about = json.loads((Path(package.folder) / "model.json").read_text())
+    about = json.loads((Path(package.folder) / "model.json").read_text(encoding="utf-8"))
     about["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (Path(package.folder) / "model.json").write_text(json.dumps(about))
     assert medxai(study, model=package.folder) == 1
@@ -297,7 +297,8 @@ def test_interrupting_leaves_nothing_and_exits_130(study):
     process = subprocess.Popen(
         [sys.executable, "-m", "MedXAILib", "dream", "--model", package.folder, "--volume", folder / "ct.nrrd", "--steps", "100000"]
         + ["--tolerance", "0", "--features", "none", "--no-scene", "--json", "--output", folder / "out"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", cwd=REPOSITORY,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )  # fmt: skip
     for line in process.stdout:
         if '"point"' in line:
@@ -332,7 +333,7 @@ def test_features_reference_from_a_folder(tmp_path, capsys):
         cli.main(["features", "reference", str(tmp_path), "--features", "firstorder_Mean", "--line-length", "5", "--output", str(out)])
         == 0
     )  # fmt: skip
-    assert json.loads(out.read_text())["options"]["line_length"] == 5
+    assert json.loads(out.read_text(encoding="utf-8"))["options"]["line_length"] == 5
     assert "3 cases, 0 skipped" in capsys.readouterr().out
     assert out.exists()
     assert cli.main(["features", "reference", str(tmp_path), "--output", str(tmp_path / "nowhere" / "r.json")]) == 1

@@ -139,4 +139,4 @@ def test_a_folder_that_exists_is_refused_and_kept(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(MedXAIError, match="exists already"):
         demonstration.demo(tmp_path)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"

@@ -36,7 +36,7 @@ def expected(seed, names=NAMES, size=12):
 def alive(pid) -> bool:
     """Whether a process runs (a zombie does not)."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
         return state != "Z"
     except FileNotFoundError:
         pass
@@ -237,7 +237,7 @@ def test_children_are_light_single_threaded_and_polite():
         assert os.getpriority(os.PRIO_PROCESS, pid) >= min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
         if Path("/proc").is_dir():
             assert b"OMP_NUM_THREADS=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
-            maps = Path(f"/proc/{pid}/maps").read_text()
+            maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
             assert "torch" not in maps and "SimpleITK" in maps
 
 
@@ -258,7 +258,10 @@ def script(tmp_path, body):
         ).format(root=str(ROOT), tests=str(Path(__file__).parent))
         + textwrap.dedent(body)
     )
-    return subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
+    )  # fmt: skip
 
 
 @posix

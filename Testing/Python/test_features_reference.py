@@ -92,7 +92,7 @@ def test_written_and_read_again_it_is_the_same(tmp_path):
     assert again.mean["line_texture"] == found.mean["line_texture"] and math.isnan(again.mean["x"])
     assert again.sd["line_texture"] == found.sd["line_texture"] and again.n == found.n
     assert again.values["line_texture"] == found.values["line_texture"]
-    assert "NaN" not in path.read_text() and [p.name for p in tmp_path.iterdir()] == ["reference.json"]
+    assert "NaN" not in path.read_text(encoding="utf-8") and [p.name for p in tmp_path.iterdir()] == ["reference.json"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind": "medxai-reference", "schema": 1}'])
@@ -207,7 +207,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "reference.json"
     found = Reference.from_cases(cases(2), LINE)
     found.write(path)
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -215,4 +215,4 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(json, "dump", stop)
     with pytest.raises(KeyboardInterrupt):
         found.write(path)
-    assert path.read_text() == before and len(list(tmp_path.iterdir())) == 1
+    assert path.read_text(encoding="utf-8") == before and len(list(tmp_path.iterdir())) == 1

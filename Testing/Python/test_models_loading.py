@@ -103,7 +103,7 @@ def test_trust_is_given_to_bytes_not_to_names(tmp_path):
     trusted = {package_of(tmp_path / "m", ".ts").sha256}
     save(MeshNet(2, 1, 2, 2, (1,)).eval(), tmp_path / "m" / "weights.ts")
     assert "not the ones" in refusal(lambda: load(tmp_path / "m", "cpu", trusted))
-    fields = json.loads((tmp_path / "m" / "model.json").read_text())
+    fields = json.loads((tmp_path / "m" / "model.json").read_text(encoding="utf-8"))
     fields["sha256"] = sha256(tmp_path / "m" / "weights.ts")
     (tmp_path / "m" / "model.json").write_text(json.dumps(fields))
     refusal(lambda: load(tmp_path / "m", "cpu", trusted), "untrusted")

@@ -27,7 +27,7 @@ def reopened(path: Path) -> dict:
         [sys.executable, str(HERE / "scene_reopen.py"), str(path), str(facts)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(facts.read_text())
+    return json.loads(facts.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

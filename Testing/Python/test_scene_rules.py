@@ -17,7 +17,7 @@ def test_only_the_host_knows_the_application():
     files = sorted(ROOM.glob("*.py"))
     assert len(files) > 8
     for file in files:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         assert not re.search(r"\bslicer\.util\b", text), file
         assert not re.search(r"^\s*(import|from) (torch|SimpleITK|monai|qt|ctk)\b", text, re.MULTILINE), file
         if file.name != "host.py":

@@ -25,7 +25,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX'
 def alive(pid):
     """Whether a process runs; a zombie does not (in a container nobody may ever wait for it)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         pass
     if os.path.isdir("/proc/self"):
@@ -320,6 +320,11 @@ def test_fast_steps_do_not_flood_the_client(warm):
 @posix
 def test_library_that_prints_and_reads(warm):
     assert warm.run("noisy").state is State.DONE
+    for _ in range(20):  # its standard error is another pipe: it may come a little later
+        if "from C" in "\n".join(warm.log):
+            break
+        time.sleep(0.1)
+        warm.run("simple")
     log = "\n".join(warm.log)
     for words in ("printed", '{"event":"result","job":"x"}', "from C", "child"):
         assert words in log
@@ -443,7 +448,7 @@ def test_through_a_launcher(tmp_path, launcher):
     with session.client:
         assert session.run("simple").explanation.provenance["pid"] == session.pid
         parent = (
-            int(Path(f"/proc/{session.pid}/stat").read_text().rpartition(")")[2].split()[1])
+            int(Path(f"/proc/{session.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
             if os.path.isdir("/proc/self")
             else None
         )
