@@ -166,6 +166,11 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
                         f"Its probability is within {CLAMP:g} of 0 or 1, where its log-odds are cut off (activation none):"
                         " choose another voxel, or a model that gives logits."
                     )
+            falls = int((np.diff(path.responses[-21:]) < 0).sum())
+            if not converged and falls >= 5:
+                notes.append(
+                    f"The response fell in {falls} of the last {min(j, 20)} steps: a smaller step size (--step-size) climbs better."
+                )
             for values in queue.finish(path.waiting):
                 yield Step(0.97, "Features of the steps that were skipped", (path.feature(*values),))
             notes += queue.notes

@@ -515,6 +515,14 @@ def test_l2_of_a_linear_neuron_has_a_closed_form(linear_package):
     np.testing.assert_allclose(found.maps["change"].volume.array[3:6, 3:6, 3:6], factor * weight, atol=1e-5)
 
 
+def test_a_response_that_swings_is_told(linear_package):
+    model = open_package(linear_package(np.random.default_rng(4).normal(size=(3, 3, 3)).astype(np.float32)))
+    chosen = dict(neuron_ijk=(4, 4, 4), steps=16, step_size=0.1)
+    swings, climbs = (run(dream(model, [volume((9, 9, 9))], settings(**chosen, l2=l2))) for l2 in (9.5, 0.5))
+    assert any("smaller step size" in note for note in swings.notes)
+    assert not any("smaller step size" in note for note in climbs.notes)
+
+
 # ---- nothing is left behind ----------------------------------------------------------------------------------------------------
 
 
