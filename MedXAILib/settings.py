@@ -212,12 +212,12 @@ class DreamSettings(Settings):
     start: str = setting("volume", "Where the ascent starts: the volume, or white noise.", choices=("volume", "noise"))
     steps: int = setting(100, "Steps at most.", low=1, high=100000)
     step_size: float = setting(
-        1.0,
-        "α in x ← x + α ∂z/∂x, in network units.",
+        0.02,
+        "α in x ← x + α ∂z/∂x, in network units. Too large: the response swings or falls; too small: it hardly rises.",
         low=1e-9,
         high=1e9,
         decimals=4,
-        increment=0.1,
+        increment=0.01,
         title="Step size α",
     )
     normalize: bool = setting(False, "Divide the gradient by its L2 norm, so that each step has length α.")

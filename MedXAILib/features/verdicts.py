@@ -12,13 +12,14 @@ def verdict(z) -> str:
     the last of them. The rules are tried in this order:
 
     1. *undefined*: fewer than two finite steps.
-    2. *entered*: ends inside.
-    3. *left*: began inside and ends outside, on whichever side.
-    4. *overshot*: ends outside after having been on both sides of the band, whether or not a step fell into it.
-    5. *unmoved*: |last − first| < 1.
-    6. *receding*: ends farther from the band than it began. (DESIGN section 4 has no word of its own for this; calling it
+    2. *unmoved*: began inside, ends inside, and |last − first| < 1.
+    3. *entered*: ends inside.
+    4. *left*: began inside and ends outside, on whichever side.
+    5. *overshot*: ends outside after having been on both sides of the band, whether or not a step fell into it.
+    6. *unmoved*: |last − first| < 1.
+    7. *receding*: ends farther from the band than it began. (DESIGN section 4 has no word of its own for this; calling it
        *approaching* would state the contrary of what happened.)
-    7. *approaching*: ends nearer to the band than it began.
+    8. *approaching*: ends nearer to the band than it began.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def verdict(z) -> str:
         return "undefined"
     first, last = finite[0], finite[-1]
     if abs(last) <= 1:
-        return "entered"
+        return "unmoved" if abs(first) <= 1 and abs(last - first) < 1 else "entered"
     if abs(first) <= 1:
         return "left"
     if min(finite) < -1 and max(finite) > 1:

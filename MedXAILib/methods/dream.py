@@ -171,6 +171,13 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
                 notes.append(
                     f"The response fell in {falls} of the last {min(j, 20)} steps: a smaller step size (--step-size) climbs better."
                 )
+            rise = path.responses[-1] - path.responses[0]
+            if rise <= 0:
+                notes.append("The response did not rise: lower the step size (--step-size) or use --normalize.")
+            elif rise < 0.01 * max(1.0, abs(path.responses[0])):
+                notes.append(
+                    f"The response hardly rose ({rise:.2g}): raise the step size (--step-size) or use --normalize."
+                )
             for values in queue.finish(path.waiting):
                 yield Step(0.97, "Features of the steps that were skipped", (path.feature(*values),))
             notes += queue.notes

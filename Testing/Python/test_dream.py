@@ -25,7 +25,7 @@ def volume(shape, seed=0, matrix=None, scale=1.0):
 
 
 def settings(**values):
-    return DreamSettings(**{"features": ("none",), "tolerance": 0, **values})
+    return DreamSettings(**{"features": ("none",), "tolerance": 0, "step_size": 1.0, **values})
 
 
 def open_package(package, **options):
