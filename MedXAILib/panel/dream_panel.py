@@ -235,7 +235,7 @@ class DreamPanel:
         self._check()
 
     def _check(self):
-        """Why Dream cannot be pressed, in one sentence beside the button."""
+        """Why Apply cannot be pressed, in one sentence beside the button."""
         if self.parameters is None:
             return
         point = self.neuron.describe()
