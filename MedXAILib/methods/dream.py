@@ -190,7 +190,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
             settings.start == "volume" or len(volumes) == 1
         )  # else the other channels' noise is not among the files
         again = _again(model, prepared, path, ascent, volumes) if complete else np.nan
-    result = path.explanation(reference, label, voxel)
+    result = path.explanation(reference)
     result.notes = notes
     first, last = path.responses[0], path.responses[-1]
     result.scores.update(
@@ -311,7 +311,7 @@ class _Path:
             mask[self.mask.box] = self.mask.array
         return mask
 
-    def explanation(self, reference, label, voxel) -> Explanation:
+    def explanation(self, reference) -> Explanation:
         volume, ascent = self.volume, self.ascent
         change = self.current - self.base
         mask = self._whole_mask()
