@@ -12,21 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cases import pairs
 from ..errors import MedXAIError
 from ..explanation import Step
 from .names import resolve, without_line
 from .radiomic import MAX_BINS, available, compute
 
 _SCHEMA = 1
-_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg")
-_MASK_WORDS = ("_mask", "_seg", "_segmentation", "_label", "_labels", "-mask", "-seg", "-label")
-_MASK_NAMES = ("mask", "seg", "segmentation", "label", "labels")
-_MASK_FOLDERS = ("masks", "labels", "segmentations")
-
-LAYOUTS = (
-    "NAME.nii.gz beside NAME_mask.nii.gz (or _seg, _label; NAME_image also names the image),"
-    " folders that hold image.* and mask.*, or images/NAME.* with masks/NAME.* or labels/NAME.*"
-)
 
 
 @dataclass
@@ -249,61 +241,6 @@ def reference(
     options = dict(bin_width=bin_width, line_angle=line_angle, line_length=line_length, max_bins=max_bins)
     loaders = ((name, lambda image=image, mask=mask: _load(image, mask, segment)) for name, image, mask in found)
     return (yield from _gather(loaders, len(found), names, options))
-
-
-def pairs(folder) -> list[tuple[str, Path, Path]]:
-    """(name, image, mask) of the cases in a folder, in the layouts of `reference`; refused when there is none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise MedXAIError(f"There is no folder '{folder}'; give the folder that holds the image and mask pairs.")
-    found = _beside(folder) + _across(folder)
-    for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
-        found += [(inner.name, image, mask) for image, mask in [_named(inner)] if image and mask]
-    if not found:
-        raise MedXAIError(f"'{folder}' holds no image and mask pair; it takes {LAYOUTS}.")
-    return found
-
-
-def _files(folder) -> dict[str, Path]:
-    """File name without its ending -> file, of the volumes in a folder."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        ending = next((e for e in _ENDINGS if path.name.lower().endswith(e)), None)
-        if ending and path.is_file() and not path.name.startswith("."):
-            found.setdefault(path.name[: -len(ending)], path)
-    return found
-
-
-def _beside(folder):
-    files = _files(folder)
-    found = []
-    for stem, path in files.items():
-        word = next((w for w in _MASK_WORDS if stem.lower().endswith(w)), None)
-        if word is None:
-            continue
-        name = stem[: -len(word)]
-        image = next((files[other] for other in (name, name + "_image", name + "-image") if other in files), None)
-        if image is not None:
-            found.append((name, image, path))
-    return found
-
-
-def _across(folder):
-    images = folder / "images"
-    masks = next((folder / m for m in _MASK_FOLDERS if (folder / m).is_dir()), None)
-    if masks is None or not images.is_dir():
-        return []
-    known, found = _files(masks), []
-    for stem, image in _files(images).items():
-        mask = next((known[stem + w] for w in ("", *_MASK_WORDS) if stem + w in known), None)
-        if mask is not None:
-            found.append((stem, image, mask))
-    return found
-
-
-def _named(folder):
-    files = {stem.lower(): path for stem, path in _files(folder).items()}
-    return files.get("image"), next((files[name] for name in _MASK_NAMES if name in files), None)
 
 
 def _load(image, mask, segment):

@@ -7,9 +7,9 @@ import statistics
 import numpy as np
 import pytest
 
+from MedXAILib.cases import pairs
 from MedXAILib.errors import MedXAIError
 from MedXAILib.features import Reference, compute, reference
-from MedXAILib.features.references import pairs
 from MedXAILib.volume import Volume
 
 NAMES = ["firstorder_Mean", "glcm_Contrast", "shape_Sphericity", "line_texture"]

@@ -1,0 +1,100 @@
+"""Prototype segmentation (ProtoSeg) of deep features at their own resolution: He et al. 2023, section 3.1.
+
+A voxel belongs to the object where its features are nearer to the object's prototype than to the background's. The difference of the two
+squared distances, |f − c_b|² − |f − c_t|² = 2 (c_t − c_b)·(f − (c_t + c_b)/2), is affine in f. Interpolation is linear and keeps
+constants, so it commutes with an affine map: upsampling this one scalar gives what upsampling every channel would give. The prototypes
+of upsampled features, Σ B·(U f) / Σ B, are Σ (Uᵀ B)·f / Σ B, with Uᵀ the adjoint of the interpolation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_CHUNK = 1 << 21  # bytes of features taken at once, so that they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """How features are brought to the network's grid: ``linear`` or ``nearest``, as `torch.nn.functional.interpolate`."""
+
+    mode: str = "linear"
+    align_corners: bool = False
+
+    def up(self, values: Tensor, size: Sequence[int]) -> Tensor:
+        """``values`` (N, C, *low) on a grid of ``size``: (N, C, *size)."""
+        size = tuple(size)
+        if tuple(values.shape[2:]) == size:
+            return values
+        if self.mode == "nearest":
+            return functional.interpolate(values, size, mode="nearest")
+        return functional.interpolate(values, size, mode=_LINEAR[len(size)], align_corners=self.align_corners)
+
+    def adjoint(self, weights: Tensor, low: Sequence[int]) -> Tensor:
+        """Uᵀ ``weights``: what (N, K, *size) weighs on a grid of shape ``low``, (N, K, *low). The sum stays the same."""
+        for axis, (n, m) in enumerate(zip(weights.shape[2:], low), 2):
+            if n != m:
+                weights = (weights.transpose(axis, -1) @ self._matrix(n, m, weights)).transpose(axis, -1)
+        return weights.contiguous()
+
+    def _matrix(self, size: int, low: int, like: Tensor) -> Tensor:
+        """(size, low): what each voxel of one axis takes from each of the low ones. Interpolation works axis by axis."""
+        one = torch.eye(low, dtype=like.dtype, device=like.device)[None]
+        return Interpolation.up(self, one, (size,))[0].T
+
+
+def normalized(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (N, K, *low) with sum 1 for each prototype, (N, K, voxels), and their sums before, (N, K); zero stays zero."""
+    weights = weights.flatten(2)
+    sums = weights.sum(-1)
+    return weights / torch.where(sums > 0, sums, 1.0)[..., None], sums
+
+
+def separation(features: Tensor, weights: Tensor, channels: bool = False) -> tuple[Tensor, Tensor]:
+    """By how much nearer each voxel is to each object's prototype than to the background's; eq. 6 and 7.
+
+    Parameters
+    ----------
+    features : Tensor, shape (N, C, *low)
+        Of one layer, differentiable.
+    weights : Tensor, shape (N, K, *low)
+        Uᵀ of the soft masks of the background (first) and of each object; any positive scale.
+    channels : bool
+        For each channel by itself (the units of section 4.5) instead of for all together.
+
+    Returns
+    -------
+    separation : Tensor, shape (N, K − 1, *low), or (N, K − 1, C, *low)
+        Half of |f − c_0|² − |f − c_k|², summed over channels: object k where it is above 0 (K = 2) or the largest one above 0; a tie
+        is background. Where nothing has the weight of a prototype it is −1 (no object) or +1 (no background) everywhere.
+    centred prototypes : Tensor, shape (N, K, C)
+        c_k minus the channel's mean.
+    """
+    flat = features.flatten(2)
+    weights, sums = normalized(weights)
+    rows = flat.shape[1]
+    if not torch.is_grad_enabled() and flat.device.type == "cpu":
+        rows = max(1, _CHUNK // max(1, flat[:, :1].numel() * flat.element_size()))
+    total, found = None, []
+    for part in flat.split(rows, 1):
+        # Centred first: c_k − c_0 would otherwise lose its digits where the mean is large.
+        part = part - part.mean(-1, keepdim=True)
+        c = weights @ part.transpose(1, 2)
+        found.append(c)
+        apart, middle = c[:, 1:] - c[:, :1], (c[:, 1:] + c[:, :1]) / 2
+        if channels:
+            one = apart[..., None] * (part[:, None] - middle[..., None])
+            total = one if total is None else torch.cat([total, one], 2)
+        else:
+            one = torch.baddbmm(-(apart * middle).sum(-1, keepdim=True), apart, part)
+            total = one if total is None else total + one
+    absent = sums[:, 1:] <= 0, sums[:, :1] <= 0
+    shape = (*total.shape[:2], *(1,) * (total.ndim - 2))
+    total = torch.where(absent[0].reshape(shape), -1.0, total)
+    total = torch.where((absent[1] & ~absent[0]).reshape(shape), 1.0, total)
+    return total.unflatten(-1, features.shape[2:]), torch.cat(found, 2)
