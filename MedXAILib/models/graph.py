@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import operator
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,46 +30,60 @@ _KINDS = (
     ("upsampling", ("upsample", "pixel_shuffle")),
     ("softmax", ("softmax",)),
     ("dropout", ("dropout",)),
-    ("activation", ("relu", "elu", "gelu", "silu", "sigmoid", "tanh", "softplus", "mish", "hardswish", "swish", "celu", "glu")),
+    ("activation", ("relu", "elu", "gelu", "silu", "sigmoid", "tanh", "softplus", "mish", "hardswish", "swish", "celu", "glu", "hardtanh", "threshold", "clamp")),
     ("concatenation", ("cat",)),
     ("addition", ("add",)),
     ("multiplication", ("mul",)),
 )  # fmt: skip
 
 
+#: Operations that give no new memory.
+VIEWS = {
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "expand",
+    "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "detach", "alias", "contiguous", "dropout",
+    "to", "t",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer: a node of the graph whose output can be read.
 
-    ``shape`` is (channels, *spatial) at the size the graph was traced with; ``operation`` the ATen name.
+    ``shape`` is (channels, *spatial) at the size the graph was traced with; ``operation`` the ATen name; ``path`` the module that holds
+    its weights, such as ``down.0.3``, empty where the network does not tell (a frozen program). ``group`` is ``early``, ``deep`` or
+    ``late`` and ``number`` counts from 1 for the layers that `blocks` finds; ``output`` names the node where such a block ends.
     """
 
     name: str
     kind: str
     operation: str
     shape: tuple[int, ...]
+    path: str = ""
+    group: str = ""
+    number: int = 0
+    output: str = ""
 
 
 def trace(module: nn.Module, x: Tensor, title: str = "the network") -> fx.GraphModule:
     """The graph of ``module`` at the shape of ``x``, which computes the same to the bit.
 
-    The parameters are those of ``module``, not copies. The caller holds the network still (`Model.frozen`).
+    Nothing is computed unless an operation has no shape rule. The parameters are those of ``module``, not copies. The caller holds
+    the network still (`Model.frozen`).
 
     Raises
     ------
     MedXAIError
         When the network's control flow depends on voxel values, or the size does not suit it.
     """
-    return _traced(module, x, "real", title)
-
-
-def trace_shapes(module: nn.Module, shape, device, title: str = "the network") -> fx.GraphModule:
-    """The graph at an input ``shape`` (N, C, *spatial) without computing it; for shapes and structure only."""
-    x = torch.empty(tuple(shape), device=device)
     try:
         return _traced(module, x, "fake", title)
     except MedXAIError:
         return _traced(module, x, "real", title)  # some operations have no shape rule
+
+
+def trace_shapes(module: nn.Module, shape, device, title: str = "the network") -> fx.GraphModule:
+    """The graph at an input ``shape`` (N, C, *spatial); see `trace`."""
+    return trace(module, torch.empty(tuple(shape), device=device), title)
 
 
 def _traced(module, x, mode, title) -> fx.GraphModule:
@@ -149,19 +165,107 @@ def picked(traced: fx.GraphModule, key) -> fx.Node | None:
     return result if isinstance(result, fx.Node) else None
 
 
-def layers(traced: fx.GraphModule) -> list[Layer]:
-    """The layers of a graph in order of computing."""
-    result = []
+def layers(traced: fx.GraphModule, module: nn.Module | None = None, key=None) -> list[Layer]:
+    """The layers of a graph in order of computing, the blocks among them with number, group and end.
+
+    ``module`` is the network that was traced, for the paths; ``key`` picks its answer among several outputs.
+    """
+    paths = _paths(traced, module)
+    found = []
     for node in traced.graph.nodes:
-        name, shape = operation(node), shape_of(node)
-        if node.op != "call_function" or shape is None or len(shape) < 2:
+        shape, kind = shape_of(node), _kind(node)
+        if kind and shape is not None and len(shape) >= 2:
+            found.append(Layer(node.name, kind, operation(node), shape[1:], paths.get(node, ""), output=node.name))
+    ends = _block_ends(traced, key)
+    size = next(shape_of(n) for n in traced.graph.nodes if n.op == "placeholder")[2:]
+    groups = iter(enumerate(_groups([shape_of(end)[2:] for end in ends.values()], size), 1))
+    for at, one in enumerate(found):
+        if one.name in ends:
+            (number, group), end = next(groups), ends[one.name]
+            found[at] = replace(one, shape=shape_of(end)[1:], group=group, number=number, output=end.name)
+    return found
+
+
+def _kind(node: fx.Node) -> str:
+    name = operation(node)
+    if node.op != "call_function" or not name:
+        return ""
+    kind = next((kind for kind, words in _KINDS if any(word in name for word in words)), "")
+    return "transposed convolution" if kind == "convolution" and is_transposed(node) else kind
+
+
+def _paths(traced, module) -> dict[fx.Node, str]:
+    """Node -> path of the module whose weights it uses; the graph holds the very tensors of the module."""
+    if module is None:
+        return {}
+    known = {id(value): name.rpartition(".")[0] for name, value in module.named_parameters()}
+    known |= {id(value): name.rpartition(".")[0] for name, value in module.named_buffers()}
+    found = {}
+    for node in traced.graph.nodes:
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and id(getattr(traced, source.target, None)) in known:
+                found.setdefault(node, known[id(getattr(traced, source.target))])
+    return found
+
+
+def _block_ends(traced, key) -> dict[str, fx.Node]:
+    """Each layer of He et al. 2023, section 4.3: a convolution -> where its block ends, after normalisation and activation.
+
+    Left out: what gives the answer itself, what has no spatial extent, and upsampling by a transposed convolution alone.
+    """
+    answer = picked(traced, key)
+    image = shape_of(next(n for n in traced.graph.nodes if n.op == "placeholder"))
+    own = _answering(answer)
+    found = {}
+    for node in traced.graph.nodes:
+        kind = _kind(node)
+        if kind not in ("convolution", "transposed convolution") or node in own:
             continue
-        kind = next((kind for kind, words in _KINDS if any(word in name for word in words)), None)
-        if kind == "convolution" and is_transposed(node):
-            kind = "transposed convolution"
-        if kind is not None:
-            result.append(Layer(node.name, kind, name, shape[1:]))
-    return result
+        end = node
+        while len(end.users) == 1:
+            after = next(iter(end.users))
+            passes = after.target is operator.getitem or _kind(after) in ("normalisation", "activation", "dropout")
+            if not passes or after.all_input_nodes[0] is not end:
+                break
+            end = after
+        shape = shape_of(end)
+        if shape is None or len(shape) != len(image) or math.prod(shape[2:]) == 1 < math.prod(image[2:]):
+            continue
+        if kind == "convolution" or end is not node:
+            found[node.name] = end
+    return found
+
+
+def _answering(answer) -> set[fx.Node]:
+    """The nodes that have the answer's channels and lead to it, back to its convolution."""
+    found, waiting = set(), [answer] if answer is not None else []
+    while waiting:
+        node = waiting.pop()
+        shape = shape_of(node)
+        if (
+            node in found
+            or node.op != "call_function"
+            or shape is None
+            or len(shape) < 2
+            or shape[1] != shape_of(answer)[1]
+        ):
+            continue
+        found.add(node)
+        if "conv" not in operation(node):
+            waiting += node.all_input_nodes
+    return found
+
+
+def _groups(shapes, size) -> list[str]:
+    """Early, deep or late (Fig. 4): deep is between the first and the last layer at less than half of the finest resolution.
+
+    Where no layer goes that deep, the paper's shares: 4 of 18 layers each are early and late.
+    """
+    steps = [max(round(n / m) for n, m in zip(size, shape)) for shape in shapes]
+    deep = [at for at, step in enumerate(steps) if step > 2 * min(steps)]
+    share = max(1, round(len(steps) * 4 / 18))
+    first, last = (deep[0], deep[-1]) if deep else (share, len(steps) - share - 1)
+    return ["early" if at < first else "late" if at > last else "deep" for at in range(len(steps))]
 
 
 def is_transposed(node: fx.Node) -> bool:

@@ -18,13 +18,6 @@ from . import graph
 if TYPE_CHECKING:
     from .model import Model
 
-#: Operations that give no new memory.
-_VIEWS = {
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "expand",
-    "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "detach", "alias", "contiguous", "dropout",
-    "to", "t",
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Costs:
@@ -46,7 +39,7 @@ def costs(model: Model) -> dict:
         """Bytes of a node's new output: the part that grows with the input, and the part that does not."""
         shape = graph.shape_of(node)
         name = graph.operation(node)
-        if node.op == "get_attr" or shape is None or name in _VIEWS or name.endswith("_"):
+        if node.op == "get_attr" or shape is None or name in graph.VIEWS or name.endswith("_"):
             return 0.0, 0.0
         value = node.meta["val"]
         count = float(math.prod(shape) * value.element_size())
@@ -58,7 +51,7 @@ def costs(model: Model) -> dict:
             last[source] = position
     # A view keeps what it looks at alive.
     for node in reversed(nodes):
-        if (graph.operation(node) in _VIEWS or graph.operation(node).endswith("_")) and node.all_input_nodes:
+        if (graph.operation(node) in graph.VIEWS or graph.operation(node).endswith("_")) and node.all_input_nodes:
             source = node.all_input_nodes[0]
             last[source] = max(last.get(source, 0), last.get(node, 0))
     # Python blocks keep their input until they return, some operations later than its last use; programs do not.

@@ -89,7 +89,11 @@ class Model:
             with graphs.no_autocast(x.device):
                 output = self.module(x.clone())  # some networks change their input in place
         except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-            raise self._refusal(error, x) from error
+            raise self.refusal(error, x) from error
+        return self.answer(output, x)
+
+    def answer(self, output, x: Tensor) -> Tensor:
+        """The logits in the raw ``output`` that the network, or its graph, gave for ``x``; as `logits`."""
         output = self._checked(self._pick(output).float(), x)
         if self.package.output.activation == "none":
             p = output.clamp(CLAMP, 1 - CLAMP)
@@ -107,7 +111,7 @@ class Model:
         try:
             (slope,) = torch.autograd.grad(score, x)
         except RuntimeError as error:
-            raise self._refusal(error, x) from error
+            raise self.refusal(error, x) from error
         return slope
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -169,7 +173,8 @@ class Model:
             )
         return output
 
-    def _refusal(self, error: Exception, x: Tensor) -> MedXAIError:
+    def refusal(self, error: Exception, x: Tensor) -> MedXAIError:
+        """What to tell a person when computing on ``x`` failed."""
         words = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200].rstrip(".")
         size = _by(x.shape[2:])
         if (
@@ -233,9 +238,13 @@ class Model:
             self._fields[shape] = receptive_field(self, shape)
         return self._fields[shape]
 
-    def layers(self) -> list[graphs.Layer]:
-        """The network's layers in order of computing, at a small input size."""
-        return graphs.layers(graphs.small(self)[0])
+    def layers(self, shape: Sequence[int] | None = None) -> list[graphs.Layer]:
+        """The network's layers in order of computing, for an input of spatial ``shape``; by default at a small size."""
+        if shape is None:
+            traced = graphs.small(self)[0]
+        else:
+            traced = self.graph(torch.empty((1, len(self.package.input.channels), *shape), device=self.device))
+        return graphs.layers(traced, self.module, self.package.output.key)
 
     def parameters(self) -> int:
         """How many weights the network has."""

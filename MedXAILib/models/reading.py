@@ -1,0 +1,128 @@
+"""Reading the outputs of layers while a network computes, from its graph: the same for eager networks and programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Generator, Sequence
+
+from torch import Tensor, fx
+
+from ..errors import MedXAIError, nearest
+from . import graph as graphs
+
+
+def choose(model, names: Sequence[str], shape: Sequence[int]) -> list[graphs.Layer]:
+    """The layers that ``names`` mean, in order of computing, for an input of spatial ``shape``.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Each a layer's name, the path of its module, or its number; ``all`` for every block, ``last-K`` for the last K of them.
+
+    Raises
+    ------
+    MedXAIError
+        When there is no such layer (names the nearest) or it has no spatial extent.
+    """
+    layers = model.layers(shape)
+    blocks = [one for one in layers if one.number]
+    if not blocks:
+        raise MedXAIError(
+            f"'{model.package.name}' has no convolution whose output could be read; name a layer of another kind."
+        )
+    by_name = {one.path: one for one in reversed(layers) if one.path} | {one.name: one for one in layers}
+    by_name |= {one.path: one for one in reversed(blocks) if one.path} | {str(one.number): one for one in blocks}
+    found = {}
+    for name in names:
+        if name == "all":
+            some = blocks
+        elif name.startswith("last-") and name[5:].isdigit() and int(name[5:]):
+            some = blocks[-int(name[5:]) :]
+        elif name in by_name:
+            some = [by_name[name]]
+        else:
+            raise MedXAIError(
+                f"'{model.package.name}' has no layer '{name}'{nearest(name, by_name)};"
+                " see 'medxai models describe' for its layers."
+            )
+        for one in some:
+            if len(one.shape) != 1 + len(shape) or math.prod(one.shape[1:]) == 1 < math.prod(shape):
+                raise MedXAIError(
+                    f"The layer '{one.name}' ({one.kind}) has no spatial extent: its output is"
+                    f" {' × '.join(map(str, one.shape))}; choose a layer whose output is a map."
+                )
+            found[one.name] = one
+    return [one for one in layers if one.name in found]
+
+
+def bytes_of(layers: Collection[graphs.Layer]) -> int:
+    """What the outputs of ``layers`` take for one image, float32."""
+    return 4 * sum(math.prod(one.shape) for one in layers)
+
+
+def read(model, x: Tensor, layers: Collection[graphs.Layer]) -> Generator[tuple[graphs.Layer | None, Tensor]]:
+    """Compute the network, and give each layer's output as soon as it is there.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, C, *spatial)
+        In network units, on the model's device. The caller holds the network still (`Model.frozen`).
+    layers : collection of Layer
+        As `choose` gives them for this size.
+
+    Yields
+    ------
+    layer, output : Layer, Tensor (N, channels, *low)
+        In order of computing; then (None, logits), as `Model.logits`. An output that is not kept is freed when the network no longer
+        needs it; one that the network goes on to change in place is a copy.
+    """
+    traced = model.graph(x)
+    wanted = {}
+    for one in layers:
+        wanted.setdefault(one.output, []).append(one)
+    nodes = list(traced.graph.nodes)
+    last, changed = _lives(nodes)
+    values = {}
+    try:
+        with graphs.no_autocast(x.device):
+            for position, node in enumerate(nodes):
+                try:
+                    value = values[node] = _value(traced, node, values, x)
+                except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                    raise model.refusal(error, x) from error
+                if node.op == "output":
+                    yield None, model.answer(value, x)
+                for one in wanted.get(node.name, ()):
+                    yield one, value.clone() if position < changed.get(node, -1) else value
+                value = None
+                for source in last.get(position, ()):
+                    del values[source]
+    finally:
+        values.clear()
+
+
+def _value(traced, node, values, x):
+    if node.op == "placeholder":
+        return x.clone()  # some networks change their input in place
+    if node.op == "get_attr":
+        return getattr(traced, node.target)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    return args[0] if node.op == "output" else node.target(*args, **kwargs)
+
+
+def _lives(nodes) -> tuple[dict[int, list], dict]:
+    """Position -> nodes not needed after it, and node -> last position at which its memory is changed in place."""
+    at = {node: position for position, node in enumerate(nodes)}
+    last = {}
+    for node in nodes:
+        end = max((at[user] for user in node.users), default=at[node])
+        last.setdefault(end, []).append(node)
+    root, changed = {}, {}
+    for position, node in enumerate(nodes):
+        name = graphs.operation(node)
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        shares = source is not None and (name.endswith("_") or name in graphs.VIEWS)
+        root[node] = root[source] if shares else node
+        if shares and name.endswith("_"):
+            changed[root[node]] = position
+    return last, {node: changed[root[node]] for node in nodes if root[node] in changed}
