@@ -88,7 +88,8 @@ def _parser():
 
 def _method_parser(commands, name, cls):
     titles = {
-        "dream": "what a segmentation network reacts to: gradient ascent on one output voxel, with feature curves"
+        "dream": "what a segmentation network reacts to: gradient ascent on one output voxel, with feature curves",
+        "ability": "how well each layer and unit of a segmentation network separates the object from the background",
     }
     parser = commands.add_parser(name, help=titles[name], description=titles[name])
     parser.add_argument("--model", required=True, type=Path, help="model folder (with model.json)")
@@ -108,6 +109,12 @@ def _method_parser(commands, name, cls):
     parser.add_argument("--no-scene", action="store_true", help="leave out scene.mrb and report.png")
     parser.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     group = parser.add_argument_group("settings")
+    _add_settings(group, cls)
+    parser.set_defaults(call=_method, method=name, settings_class=cls, parser=parser)
+
+
+def _add_settings(group, cls):
+    """One option for each setting; what is not given is not there."""
     for one in settings.about(cls):
         shown = one.help.replace("%", "%%")
         default = (
@@ -118,12 +125,16 @@ def _method_parser(commands, name, cls):
                 one.option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown + default
             )
         elif one.kind is tuple and one.length:
-            group.add_argument(one.option, nargs=one.length, default=argparse.SUPPRESS, help=shown, metavar=tuple("RAS" if one.item is float else "IJK"))  # fmt: skip
+            group.add_argument(one.option, nargs=one.length, default=argparse.SUPPRESS, help=shown, metavar=_parts(one))  # fmt: skip
         else:
             group.add_argument(
                 one.option, default=argparse.SUPPRESS, help=shown + default, metavar=one.kind.__name__.upper()
             )
-    parser.set_defaults(call=_method, method=name, settings_class=cls, parser=parser)
+
+
+def _parts(one) -> tuple[str, ...]:
+    """What the numbers of a setting of fixed length are called."""
+    return ("LOW", "HIGH") if one.length == 2 else tuple("RAS" if one.item is float else "IJK")
 
 
 def _models_parser(commands):
@@ -161,15 +172,21 @@ def _features_parser(commands):
 
 
 def _train_parser(commands):
+    from .training.settings import SegmentationSettings
+
     train = commands.add_parser("train", help="train networks").add_subparsers(
         dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
     )
-    segmentation = train.add_parser("segmentation", help="the small 3-D U-Net of the demonstration, on its phantom")
-    segmentation.add_argument("--phantom", action="store_true", required=True, help="cases made by code from a seed")
-    segmentation.add_argument("--seed", type=int, default=0)
-    segmentation.add_argument("--steps", type=int, default=None, help="training iterations")
-    segmentation.add_argument("--output", type=Path, required=True, help="a new model folder")
+    about = "a segmentation network: the 18-layer U-Net of He et al. 2023 on 2-D slices, or (--preset demo) the demonstration's"
+    segmentation = train.add_parser("segmentation", help=about, description=about)
+    segmentation.add_argument("folder", type=Path, nargs="?", help="image and mask pairs: see the README")
+    segmentation.add_argument("--phantom", action="store_true", help="cases made by code from a seed")
+    segmentation.add_argument("--preset", choices=("paper", "demo"), default="paper", help="[paper]")
+    segmentation.add_argument(
+        "--output", type=Path, required=True, help="a new folder: a model, or two with --ability-loss"
+    )
     segmentation.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    _add_settings(segmentation.add_argument_group("settings"), SegmentationSettings)
     segmentation.set_defaults(call=_train_segmentation, parser=segmentation)
 
 
@@ -267,15 +284,42 @@ def _reference(options) -> int:
 
 
 def _train_segmentation(options) -> int:
-    from .demo.train import train_phantom
     from .output import check_new_folder
+    from .training.settings import SegmentationSettings, TrainingSettings
 
+    if (options.folder is None) != options.phantom:
+        raise MedXAIError("Give either a folder of image and mask pairs or --phantom to train on.")
     check_new_folder(options.output)
-    more = {} if options.steps is None else {"steps": options.steps}
-    progress = _Progress(options.json)
-    progress.drive(train_phantom(options.output, seed=options.seed, **more))
+    names = [one.name for one in settings.about(SegmentationSettings)]
+    chosen = {name: value for name, value in vars(options).items() if name in names}
+    out, where = ({"test_share"}, "--phantom") if options.phantom else ({"cases", "test_cases"}, "a folder")
+    if options.preset == "demo":
+        if not options.phantom:
+            raise MedXAIError("--preset demo trains on --phantom alone; leave the folder or the preset out.")
+        out, where = set(names) - {one.name for one in settings.about(TrainingSettings)}, "--preset demo"
+    for name in out.intersection(chosen):
+        raise MedXAIError(f"--{name.replace('_', '-')} means nothing with {where}; leave it out.")
+    progress, figures = _Progress(options.json), {}
+    if options.preset == "demo":
+        from .demo.train import train_phantom
+
+        progress.drive(train_phantom(options.output, **chosen))
+    elif options.phantom:
+        from .demo.train import train_slices
+
+        figures = progress.drive(train_slices(options.output, SegmentationSettings(**chosen)))
+    else:
+        from .training.comparison import train_folder
+
+        figures = progress.drive(train_folder(options.folder, options.output, SegmentationSettings(**chosen)))
     progress.end()
-    print(f"The model is in {options.output}.")
+    for case, reason in figures.get("cases", {}).get("skipped", {}).items():
+        print(f"  skipped {case}: {reason}", file=sys.stderr)
+    for training in ("without", "with"):
+        if training in figures:
+            told = ", ".join(f"{figures[training][name]['mean']:.3f} {name.replace('_', ' ')}" for name in ("output", "last_layer", "all_layers"))  # fmt: skip
+            print(f"  {training} the ability loss, mean Dice on test cases: {told}")
+    print(f"The model{'s are' if 'with' in figures else ' is'} in {options.output}.")
     return DONE
 
 

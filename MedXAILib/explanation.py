@@ -114,7 +114,8 @@ class Table:
 class Sequence:
     """A map at several steps: ``items`` are (step, Volume) on one lattice, kept steps only.
 
-    ``kind`` as in `Layer`, or ``mask`` (uint8). ``thinned`` is the number of steps that were left out for the byte budget.
+    ``kind`` as in `Layer`, or ``mask`` (uint8). ``thinned`` is the number of steps that were left out for the byte budget. ``names`` are
+    file names, one per item, of items that a person looks up by name (layers, units): they are chosen, not played.
     """
 
     title: str
@@ -122,6 +123,7 @@ class Sequence:
     kind: str = "image"
     index: str = "step"
     thinned: int = 0
+    names: tuple[str, ...] = ()
 
 
 @dataclass

@@ -114,6 +114,11 @@ def write(
             io.write_volume(folder / f"{name}.nrrd", volume)
             files[name] = f"{name}.nrrd"
     for name, sequence in explanation.sequences.items():
+        if sequence.names:
+            for one, (_, volume) in zip(sequence.names, sequence.items):
+                io.write_volume(folder / f"{one}.nrrd", volume)
+                files[one] = f"{one}.nrrd"
+            continue
         io.write_sequence(folder / f"{name}.seq.nrrd", sequence)
         files[name] = f"{name}.seq.nrrd"
     for name, columns in [(n, c.columns) for n, c in explanation.curves.items()] + [

@@ -250,4 +250,49 @@ class DreamSettings(Settings):
     device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
 
 
-METHODS = {"dream": DreamSettings}
+@dataclass(frozen=True)
+class AbilitySettings(Settings):
+    """Settings of `ability` (He et al. 2023)."""
+
+    label: str = setting("", "The label whose segmentation is explained, by name; empty: the last label of the model.")
+    layers: tuple[str, ...] = setting(
+        ("all",), "Layers to map: 'all', 'last-K', or names, module paths or numbers from 'medxai models describe'."
+    )
+    units: tuple[str, ...] = setting(
+        ("last-2",), "Layers whose units are mapped one by one, named likewise ('none': no layer's); the paper takes the last two."
+    )
+    slice: str = setting(
+        "", "For 2-D networks: the slice, such as axial:57 or k:57, or all; by default the one with most of the annotation.",
+    )  # fmt: skip
+    accept: float = setting(
+        0.5, "Mean SA score from which an output passes; choose it for your network with a cohort.", low=0, high=1, decimals=2,
+        increment=0.05, title="Accept from",
+    )  # fmt: skip
+    noise_levels: tuple[float, ...] = setting(
+        (), "Noise study: largest value of the uniform noise, in network units, such as 0.1,0.2,0.5,1; none: no study.", low=0, high=1e9
+    )  # fmt: skip
+    noise_draws: int = setting(3, "Draws of noise at each level.", low=1, high=1000)
+    prototypes: str = setting(
+        "label", "One prototype for the label and one for all else, or one per label of the model.", choices=("label", "labels"),
+        advanced=True,
+    )  # fmt: skip
+    body: str = setting(
+        "", "Leave out what lies outside the body: auto (Otsu's threshold, largest part, filled), or a mask file; empty: take all.",
+        advanced=True, title="Body mask",
+    )  # fmt: skip
+    active: float = setting(
+        0.8, "A unit is active when its SA score reaches this share of the output's own.", low=0, high=1, decimals=2, increment=0.05,
+        advanced=True, title="Active from",
+    )  # fmt: skip
+    interpolation: str = setting("linear", "How maps are brought to the network's grid.", choices=("linear", "nearest"), advanced=True)  # fmt: skip
+    align_corners: bool = setting(False, "Whether linear interpolation aligns the corners of the grids.", advanced=True)
+    reading: str = setting(
+        "auto", "Keep the layers' outputs of one pass, or compute twice and keep one layer at a time; auto: by the memory there is.",
+        choices=("auto", "kept", "streamed"), advanced=True,
+    )  # fmt: skip
+    memory_budget: int = setting(512, "Maps of units and of noise levels kept for looking through are limited to this size.", low=1, high=65536, unit="MB", advanced=True)  # fmt: skip
+    seed: int = setting(0, "Seed of the noise.", low=0, high=2**31 - 1, advanced=True)
+    device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
+
+
+METHODS = {"dream": DreamSettings, "ability": AbilitySettings}

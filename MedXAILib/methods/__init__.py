@@ -15,5 +15,5 @@ class _Registry(dict):
         return self[name]
 
 
-_WHERE = {"dream": "dream"}
+_WHERE = {"dream": "dream", "ability": "ability"}
 REGISTRY = _Registry()

@@ -77,24 +77,76 @@ def separation(features: Tensor, weights: Tensor, channels: bool = False) -> tup
     """
     flat = features.flatten(2)
     weights, sums = normalized(weights)
+    total, found = [], []
+    for part in _parts(flat):
+        # Centred first: c_k − c_0 would otherwise lose its digits where the mean is large.
+        part = part - part.mean(-1, keepdim=True)
+        found.append(weights @ part.transpose(1, 2))
+        _add(total, _affine(part, found[-1], channels), channels)
+    return _settled(total, sums, features, channels), torch.cat(found, 2)
+
+
+def weighed(features: Tensor, weights: Tensor, offset: Tensor) -> Tensor:
+    """Σ w_k (f − offset), (K, C), of one tile (1, C, *low) of an image; ``offset`` (C,) is any point near the features."""
+    flat, weights = features[0].flatten(1), weights[0].flatten(1)
+    return torch.cat([weights @ (part - at[:, None]).T for part, at in _pairs(flat, offset)], 1)
+
+
+def separation_from(features: Tensor, weighed: Tensor, sums: Tensor, offset: Tensor, channels: bool = False) -> Tensor:
+    """`separation` of one tile from prototypes that were summed over all tiles.
+
+    Parameters
+    ----------
+    features : Tensor, shape (1, C, *low)
+    weighed : Tensor, shape (K, C)
+        Sum of `weighed` over the tiles.
+    sums : Tensor, shape (K,)
+        Sum of the weights over the tiles.
+    offset : Tensor, shape (C,)
+        The same for all tiles.
+    """
+    c = weighed / torch.where(sums > 0, sums, 1.0)[:, None]
+    total, at = [], 0
+    for part, near in _pairs(features[0].flatten(1), offset):
+        _add(total, _affine((part - near[:, None])[None], c[None, :, at : at + len(part)], channels), channels)
+        at += len(part)
+    return _settled(total, sums[None], features, channels)
+
+
+def _parts(flat: Tensor):
+    """Channels (N, C, voxels) in parts that stay in the processor's cache; all at once for training and on a GPU."""
     rows = flat.shape[1]
     if not torch.is_grad_enabled() and flat.device.type == "cpu":
         rows = max(1, _CHUNK // max(1, flat[:, :1].numel() * flat.element_size()))
-    total, found = None, []
-    for part in flat.split(rows, 1):
-        # Centred first: c_k − c_0 would otherwise lose its digits where the mean is large.
-        part = part - part.mean(-1, keepdim=True)
-        c = weights @ part.transpose(1, 2)
-        found.append(c)
-        apart, middle = c[:, 1:] - c[:, :1], (c[:, 1:] + c[:, :1]) / 2
-        if channels:
-            one = apart[..., None] * (part[:, None] - middle[..., None])
-            total = one if total is None else torch.cat([total, one], 2)
-        else:
-            one = torch.baddbmm(-(apart * middle).sum(-1, keepdim=True), apart, part)
-            total = one if total is None else total + one
-    absent = sums[:, 1:] <= 0, sums[:, :1] <= 0
+    return flat.split(rows, 1)
+
+
+def _pairs(flat: Tensor, offset: Tensor):
+    at = 0
+    for part in _parts(flat[None]):
+        yield part[0], offset[at : at + part.shape[1]]
+        at += part.shape[1]
+
+
+def _affine(part, c, channels):
+    """(c_k − c_0)·(f − (c_k + c_0)/2) over the channels of ``part`` (N, C, voxels), or for each of them."""
+    apart, middle = c[:, 1:] - c[:, :1], (c[:, 1:] + c[:, :1]) / 2
+    if channels:
+        return apart[..., None] * (part[:, None] - middle[..., None])
+    return torch.baddbmm(-(apart * middle).sum(-1, keepdim=True), apart, part)
+
+
+def _add(total, one, channels):
+    if channels or not total:
+        total.append(one)
+    else:
+        total[0] = total[0] + one
+
+
+def _settled(total, sums, features, channels):
+    total = torch.cat(total, 2) if channels else total[0]
+    no_object, no_background = sums[:, 1:] <= 0, sums[:, :1] <= 0
     shape = (*total.shape[:2], *(1,) * (total.ndim - 2))
-    total = torch.where(absent[0].reshape(shape), -1.0, total)
-    total = torch.where((absent[1] & ~absent[0]).reshape(shape), 1.0, total)
-    return total.unflatten(-1, features.shape[2:]), torch.cat(found, 2)
+    total = torch.where(no_object.reshape(shape), -1.0, total)
+    total = torch.where((no_background & ~no_object).reshape(shape), 1.0, total)
+    return total.unflatten(-1, features.shape[2:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from ..errors import MedXAIError
@@ -42,3 +44,20 @@ def sliding_logits(model, x: torch.Tensor, overlap: float = 0.5, batch: int = 1)
     return sliding_window_inference(
         x, about.size, batch, model.logits, overlap=overlap, mode="gaussian", sigma_scale=0.125, progress=False
     )
+
+
+def windows(shape, size, overlap: float = 0.5) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Windows of ``size`` over a grid of ``shape``, each with its own part: the parts meet in the middle and cover the grid once.
+
+    Returns
+    -------
+    list of (window, own)
+        Both as slices of the grid.
+    """
+    axes = []
+    for n, m in zip(shape, size):
+        count = 1 if n <= m else -(-(n - m) // max(1, int(m * (1 - overlap)))) + 1
+        starts = [round(k * (n - m) / max(1, count - 1)) for k in range(count)]
+        edges = [0, *((a + m + b) // 2 for a, b in itertools.pairwise(starts)), n]
+        axes.append([(slice(a, a + m), slice(b, c)) for a, b, c in zip(starts, edges, edges[1:])])
+    return [tuple(zip(*one)) for one in itertools.product(*axes)]
