@@ -52,7 +52,7 @@ def network(tmp_path, name, arguments, seed=0, **about):
         },
         "output": {"labels": ["background", "object"], "activation": "softmax"},
     }  # fmt: skip
-    state = {k: v.contiguous() for k, v in module.state_dict().items()}
+    state = {k: v.clone().contiguous() for k, v in module.state_dict().items()}  # some hold a tensor twice
     return write_package(tmp_path / name, fields, lambda path: save_file(state, str(path)))
 
 
