@@ -1,10 +1,9 @@
-"""The network of the demonstration: trained on phantoms of seeds below 1000, judged on seeds from 1000 on."""
+"""Networks for the phantom: trained on seeds below 1000, judged on seeds from 1000 on."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,10 @@ from scipy import ndimage
 from ..errors import MedXAIError
 from ..explanation import Point, Step
 from ..package import Package
-from ..training.segmentation import TrainingSettings, dice, train
+from ..training.comparison import command_of, train_segmentation
+from ..training.segmentation import dice, part, train
+from ..training.settings import DEMO, SegmentationSettings, TrainingSettings
+from ..training.slices import Cases, cut
 from .phantom import HELD_OUT, LABELS, SPACING, case
 
 TRAINING_CASES = 40  # of which every fifth is healthy
@@ -25,14 +27,15 @@ NETWORK = {
 WINDOW = (-150.0, 250.0)  # HU; the usual window of the abdomen, wide enough that no tissue of the liver is clipped
 
 
-def fields(seed: int, settings: TrainingSettings) -> dict:
+def fields(settings: TrainingSettings) -> dict:
     """What the package's ``model.json`` holds."""
     return {
         "name": "Liver phantom U-Net",
         "description": "A small 3-D U-Net that segments liver and lesions of MedXAI's CT-like phantom; for demonstration "
         "and tests only, never for patients.",
         "license": "Apache-2.0",
-        "source": f"medxai train segmentation --phantom --seed {seed} --steps {settings.steps} --output FOLDER",
+        "source": "medxai train segmentation --phantom --preset demo"
+        f" --seed {settings.seed} --steps {settings.steps} --output FOLDER",
         "task": "segmentation",
         "weights": "weights.safetensors",
         "network": NETWORK,
@@ -49,39 +52,28 @@ def fields(seed: int, settings: TrainingSettings) -> dict:
     }
 
 
-def train_phantom(
-    folder, seed: int = 0, steps: int = 1600, cases: int = TRAINING_CASES, held_out: int = 24, **options
-) -> Generator[Step, None, Package]:
+def train_phantom(folder, cases: int = TRAINING_CASES, held_out: int = 24, **options) -> Generator[Step, None, Package]:
     """Train the network of the demonstration, judge it, and write package, ``README.md`` and ``figures.json``.
 
     Parameters
     ----------
     folder : path
         The new model folder.
-    seed : int
-        Of the training; the phantoms are those of seeds 0 to ``cases`` − 1 in any case.
-    steps, cases, held_out : int
-        Optimiser steps, training phantoms, held-out phantoms (0: judge later).
+    cases, held_out : int
+        Training phantoms (seeds 0 to ``cases`` − 1), held-out phantoms (0: judge later).
     options
-        Other fields of `TrainingSettings`.
+        Fields of `TrainingSettings` that are not to be those of `DEMO`.
     """
     if not 0 < cases <= HELD_OUT:
         raise MedXAIError(f"The number of training phantoms is {cases}; use 1 to {HELD_OUT}.")
     from .. import output
 
-    settings = TrainingSettings(steps=steps, seed=seed, **options)
+    settings = TrainingSettings(**DEMO | options)
     output.check_new_folder(folder)
     with output.new_folder(folder) as new:  # trained, judged and described, or not there
         phantoms = (case(n, lesions=n % 5 != 4) for n in range(cases))
-        training = train(((p.image, p.labels) for p in phantoms), new / "model", fields(seed, settings), settings)
-        with contextlib.closing(training):
-            while True:
-                try:
-                    step = next(training)
-                except StopIteration as end:
-                    package = end.value
-                    break
-                yield replace(step, fraction=(0.9 if held_out else 1.0) * step.fraction)
+        training = train(((p.image, p.labels) for p in phantoms), new / "model", fields(settings), settings)
+        package = yield from part(training, 0.0, 0.9 if held_out else 1.0)
         if held_out:
             figures = yield from evaluate(package.folder, range(HELD_OUT, HELD_OUT + held_out), 0.9)
             record(package, figures, settings, cases)
@@ -159,40 +151,49 @@ def segmented(model, prepare, phantom) -> np.ndarray:
 
 
 def threshold_baseline(seeds, held_out) -> dict:
-    """What a threshold on intensity alone reaches, and it is told the true liver.
-
-    Smoothing within the liver, the rim left out (partial volume is dark too) and the threshold itself are chosen for the best mean
-    Dice on ``seeds`` (below `HELD_OUT`).
-    """
+    """What `threshold_on` reaches on whole phantoms; it is chosen on ``seeds`` (below `HELD_OUT`)."""
 
     def cases(seeds):
         for phantom in map(case, seeds):
-            organ = phantom.labels.array > 0
-            yield phantom.image.array.astype(np.float32), organ, phantom.labels.array == 2
+            yield phantom.image.array, phantom.labels.array
+
+    return threshold_on(cases(seeds), cases(held_out))
+
+
+def threshold_on(known: Iterable, held_out: Iterable) -> dict:
+    """What a threshold on intensity alone reaches for the lesions, and it is told the true liver.
+
+    Smoothing within the liver, the rim left out (partial volume is dark too) and the threshold itself are chosen for the best mean
+    Dice on ``known``; both hold (image in HU, labels), 2-D or 3-D.
+    """
 
     def smooth(hu, organ, sigma):
+        hu = hu.astype(np.float32)
         if not sigma:
             return hu
         inside = organ.astype(np.float32)
         weight = ndimage.gaussian_filter(inside, sigma)
         return ndimage.gaussian_filter(hu * inside, sigma) / np.maximum(weight, 1e-3)
 
+    def eroded(organ, rim):
+        return ndimage.binary_erosion(organ, iterations=rim) if rim else organ
+
     thresholds, chosen = np.arange(30, 96, 3), (-1.0, 0.0, 0, 0)
-    known = list(cases(seeds))
+    known = [(hu, labels > 0, labels == 2) for hu, labels in known]
     for sigma in (0.0, 0.7, 1.0, 1.5):
+        smoothed = [smooth(hu, organ, sigma) for hu, organ, _ in known]
         for rim in (0, 1, 2):
             scores = []
-            for hu, organ, lesion in known:
-                smoothed = smooth(hu, organ, sigma)
-                room = ndimage.binary_erosion(organ, iterations=rim) if rim else organ
-                scores.append([dice(room & (smoothed < t), lesion) for t in thresholds])
+            for values, (_, organ, lesion) in zip(smoothed, known):
+                room = eroded(organ, rim)
+                scores.append([dice(room & (values < t), lesion) for t in thresholds])
             mean = np.nanmean(scores, 0)
             chosen = max(chosen, (float(mean.max()), sigma, rim, int(thresholds[mean.argmax()])))
     _, sigma, rim, threshold = chosen
     scores = []
-    for hu, organ, lesion in cases(held_out):
-        room = ndimage.binary_erosion(organ, iterations=rim) if rim else organ
-        scores.append(dice(room & (smooth(hu, organ, sigma) < threshold), lesion))
+    for hu, labels in held_out:
+        organ, lesion = labels > 0, labels == 2
+        scores.append(dice(eroded(organ, rim) & (smooth(hu, organ, sigma) < threshold), lesion))
     return {
         "lesion_dice": float(np.nanmean(scores)), "below_hu": threshold, "smoothing_voxels": sigma, "rim_voxels": rim
     }  # fmt: skip
@@ -226,3 +227,33 @@ On {figures["cases"]} held-out phantoms (seeds {figures["seeds"][0]}–{figures[
 """,
         "utf-8",
     )
+
+
+def train_slices(folder, settings: SegmentationSettings) -> Generator[Step, None, dict]:
+    """`train_segmentation` on axial slices of phantoms; the figures tell as well what a threshold reaches for the lesions."""
+    from .. import output
+
+    output.check_new_folder(folder)
+    settings = replace(settings, label=settings.label or "lesion", window=settings.window or WINDOW)
+    cases, shown = Cases([], [], "PL", SPACING[:2], settings.label), {}
+    seeds = [*range(settings.cases), *range(HELD_OUT, HELD_OUT + settings.test_cases)]
+    for number, seed in enumerate(seeds):
+        yield Step(0.2 * number / len(seeds), f"Making phantom {number + 1} of {len(seeds)}")
+        phantom = case(seed)
+        try:
+            one = cut(f"phantom-{seed}", phantom.image, phantom.mask(settings.label).array > 0, settings.slices)
+        except MedXAIError as error:
+            if settings.label not in (*LABELS[1:], "organ"):
+                raise
+            cases.skipped[f"phantom-{seed}"] = error.message
+            continue
+        (cases.train if seed < HELD_OUT else cases.test).append(one)
+        shown[one.name] = [(phantom.image.array[k], phantom.labels.array[k]) for k in one.k]
+    more = {}
+    if settings.label == "lesion" and cases.train and cases.test:
+        known, held_out = (
+            [pair for one in some for pair in shown[one.name]] for some in (cases.train[:40], cases.test)
+        )
+        more["threshold"] = threshold_on(known, held_out)
+    training = train_segmentation(cases, folder, settings, command_of(settings, "--phantom"), more)
+    return (yield from part(training, 0.2, 1.0))

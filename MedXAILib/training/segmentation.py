@@ -1,9 +1,10 @@
-"""Training of a small segmentation network on cases, ending in a model package."""
+"""Training of a segmentation network on cases, ending in a model package."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,33 +14,14 @@ import torch
 from ..errors import MedXAIError
 from ..explanation import Point, Step
 from ..package import Package, from_json, write_package
-from ..settings import Settings, setting
 from ..volume import Volume
+from .ability_loss import AbilityLoss
+from .settings import TrainingSettings
 
 Case = tuple[Volume, Volume]  # image, and labels (0 = background) on the same grid
 
 
-@dataclass(frozen=True)
-class TrainingSettings(Settings):
-    """Settings of `train`."""
-
-    steps: int = setting(1600, "Optimiser steps.", low=1, high=10**7)
-    batch: int = setting(2, "Patches per step.", low=1, high=1024)
-    patch: int = setting(40, "Edge of a patch; shortened where the volume is smaller.", low=8, high=512, unit="voxels")
-    learning_rate: float = setting(6e-3, "Learning rate of Adam; falls to a hundredth on a cosine.", low=1e-8, high=1)
-    foreground: float = setting(0.85, "Share of patches centred on a voxel of a foreground label.", low=0, high=1)
-    noise: float = setting(0.02, "Largest SD of the noise added to a patch, in network units.", low=0, high=10)
-    shift: float = setting(0.03, "Largest shift of intensity, in network units.", low=0, high=10)
-    scale: float = setting(0.05, "Largest relative change of contrast.", low=0, high=0.9)
-    flip: bool = setting(True, "Mirror patches along each axis at random.")
-    half: bool = setting(True, "Store the weights as 16-bit numbers.")
-    seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
-    device: str = setting("cpu", "Where to compute, as torch names it.")
-
-
-def train(
-    cases: Iterable[Case], folder, fields: dict, settings: TrainingSettings = TrainingSettings()
-) -> Generator[Step, None, Package]:
+def train(cases: Iterable[Case], folder, fields: dict, settings: TrainingSettings) -> Generator[Step, None, Package]:
     """Train a segmentation network and write it as a package.
 
     Parameters
@@ -56,12 +38,14 @@ def train(
     Yields
     ------
     Step
-        With a point of curve ``training`` (``loss``, and ``dice`` of each foreground label over the last batch).
+        With a point of curve ``training`` (``loss``, ``ability loss`` where it is part of it, and ``dice`` of each foreground
+        label over the last batch).
 
     Returns
     -------
     Package
-        As written. The random state of torch is put back, also after a stop.
+        As written; ``checkpoints/epoch-K.safetensors`` beside it (``step-K`` where `steps` says how long) hold the weights on the way.
+        The random state of torch is put back, also after a stop.
     """
     folder = Path(folder)
     if folder.exists():
@@ -74,30 +58,39 @@ def train(
         yield Step(0.0, "Reading cases")
         held = []
         for image, labels in cases:
-            held.append(_tensors(image, labels, about))
+            held.append(network_input(image, labels, about))
             yield Step(0.0, f"Reading cases ({len(held)})")
         if not held:
             raise MedXAIError("There is no case to train on; give at least one image with its labels.")
         torch.manual_seed(settings.seed)
         network = _network(about).to(settings.device)
-        yield from _optimise(network, held, about, settings)
-        dtype = torch.float16 if settings.half else torch.float32
-        weights = {
-            name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
-            for name, value in network.state_dict().items()
-        }
+        kept = {}
+        yield from _optimise(network, held, about, settings, kept)
+        weights = _weights(network, settings)
     finally:
         torch.set_rng_state(state)
 
     def save(path):
-        from safetensors.torch import save_file
-
-        save_file(weights, str(path))
-        path.chmod(0o644)  # it comes readable by its owner only
+        _save(weights, path)
+        if kept:
+            (path.parent / "checkpoints").mkdir()
+        for name, values in kept.items():
+            _save(values, path.parent / "checkpoints" / f"{name}.safetensors")
 
     package = write_package(folder, fields, save)
     yield Step(1.0, "Trained")
     return package
+
+
+def part(steps: Generator[Step, None, object], start: float, stop: float) -> Generator[Step, None, object]:
+    """The steps of one part of the work, their fraction between ``start`` and ``stop``; ends with what it returns."""
+    with contextlib.closing(steps):
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
+            yield replace(step, fraction=start + (stop - start) * step.fraction)
 
 
 def _network(about: Package):
@@ -106,7 +99,22 @@ def _network(about: Package):
     return build(about.network, about.name)
 
 
-def _tensors(image: Volume, labels: Volume, about: Package):
+def _weights(network, settings) -> dict:
+    dtype = torch.float16 if settings.half else torch.float32
+    return {
+        name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().clone().contiguous()
+        for name, value in network.state_dict().items()
+    }
+
+
+def _save(weights, path):
+    from safetensors.torch import save_file
+
+    save_file(weights, str(path))
+    path.chmod(0o644)  # it comes readable by its owner only
+
+
+def network_input(image: Volume, labels: Volume, about: Package):
     """One case as the network sees it: image (C, *spatial) float32 in network units, labels (*spatial) int64, padding 0."""
     from ..models import prepare
 
@@ -125,45 +133,76 @@ def _tensors(image: Volume, labels: Volume, about: Package):
     return prepared.x[0], torch.from_numpy(target)
 
 
-def _optimise(network, cases, about, settings):
-    from monai.losses import DiceCELoss
-
+def _optimise(network, cases, about, settings, kept):
+    """Train; ``kept`` is filled with the weights on the way, by name."""
     classes = len(about.output.labels)
-    loss_of = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    loss_of = _loss(settings)
     adam = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.steps, eta_min=settings.learning_rate / 100)
-    patches = _Patches(cases, about, settings)
+    epoch = -(-len(cases) // settings.batch)  # steps
+    steps = settings.steps or settings.epochs * epoch
+    rates = (
+        torch.optim.lr_scheduler.StepLR(adam, settings.halve_every * epoch, 0.5)
+        if settings.halve_every
+        else torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=settings.learning_rate / 100)
+    )
+    unit, word = (1, "step") if settings.steps else (epoch, "epoch")
+    units = steps // unit
+    keep = {max(1, round(units * n / settings.checkpoints)) for n in range(1, settings.checkpoints + 1)}
+    batches = _Batches(cases, about, settings)
     network.train()
-    for step in range(1, settings.steps + 1):
-        image, labels = (t.to(settings.device) for t in patches.batch())
-        adam.zero_grad(set_to_none=True)
-        logits = network(image)
-        if logits.shape[1] != classes:
-            raise MedXAIError(
-                f"The network gives {logits.shape[1]} channels and the package names {classes} labels; make them agree."
-            )
-        loss = loss_of(logits, labels)
-        loss.backward()
-        adam.step()
-        rates.step()
-        if not torch.isfinite(loss):
-            raise MedXAIError("The training loss is no longer finite; lower the learning rate.")
-        found, true = logits.detach().argmax(1), labels[:, 0]
-        values = {"loss": float(loss.detach())}
-        for n in range(1, classes):
-            values[f"dice {about.output.labels[n]}"] = dice(found == n, true == n)
-        yield Step(
-            step / (settings.steps + 1), f"Training, loss {values['loss']:.3f}", (Point("training", step, values),)
-        )
+    with (
+        AbilityLoss(network, settings.layers or None) if settings.ability_loss else contextlib.nullcontext() as ability
+    ):
+        for step in range(1, steps + 1):
+            image, labels = (t.to(settings.device) for t in batches.next())
+            adam.zero_grad(set_to_none=True)
+            logits = network(image)
+            if logits.shape[1] != classes:
+                raise MedXAIError(
+                    f"The network gives {logits.shape[1]} channels and the package names {classes} labels; make them agree."
+                )
+            loss, values = loss_of(logits, labels), {}
+            if ability:
+                extra = ability(logits, labels)
+                loss, values["ability loss"] = loss + extra, float(extra.detach())
+            loss.backward()
+            adam.step()
+            rates.step()
+            if not torch.isfinite(loss):
+                raise MedXAIError("The training loss is no longer finite; lower the learning rate.")
+            found, true = logits.detach().argmax(1), labels[:, 0]
+            values = {"loss": float(loss.detach())} | values
+            for n in range(1, classes):
+                values[f"dice {about.output.labels[n]}"] = dice(found == n, true == n)
+            if step % unit == 0 and step // unit in keep:
+                kept[f"{word}-{step // unit}"] = _weights(network, settings)
+            yield Step(step / (steps + 1), f"Training, loss {values['loss']:.3f}", (Point("training", step, values),))
     network.eval()
 
 
-class _Patches:
-    """Random patches, centred on a foreground label with a given probability (each label equally often)."""
+def _loss(settings):
+    """Of logits (N, labels, *spatial) and label numbers (N, 1, *spatial)."""
+    if settings.loss == "cross-entropy":
+        return lambda logits, labels: torch.nn.functional.cross_entropy(logits, labels[:, 0])
+    from monai.losses import DiceCELoss
+
+    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+
+class _Batches:
+    """Whole images, each once an epoch; or random patches, centred on a foreground label with a given probability (each label equally often)."""
 
     def __init__(self, cases, about, settings):
         self.cases, self.settings = cases, settings
-        self.rng = np.random.default_rng([settings.seed, 1])
+        self.rng, self.left = np.random.default_rng([settings.seed, 1]), []
+        if not settings.patch:
+            shapes = sorted({tuple(image.shape[1:]) for image, _ in cases})
+            if len(shapes) > 1:
+                one, other = (" × ".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
+                raise MedXAIError(
+                    f"The images have different sizes ({one}, {other}); give them one size, or train on patches."
+                )
+            return
         self.places = []  # per label: (case, flat index of its voxels), for cases that have any
         for n in range(1, len(about.output.labels)):
             found = [(c, np.flatnonzero(labels.numpy().reshape(-1) == n)) for c, (_, labels) in enumerate(cases)]
@@ -174,11 +213,17 @@ class _Patches:
         shape = [min(image.shape[axis + 1] for image, _ in cases) for axis in range(len(multiple))]
         self.size = [max(m, min(settings.patch, n) // m * m) for m, n in zip(multiple, shape)]
 
-    def batch(self):
-        images, labels = zip(*(self._one() for _ in range(self.settings.batch)))
+    def next(self):
+        if self.settings.patch:
+            chosen = [self._patch() for _ in range(self.settings.batch)]
+        else:
+            self.left = self.left or list(self.rng.permutation(len(self.cases)))
+            now, self.left = self.left[: self.settings.batch], self.left[self.settings.batch :]
+            chosen = [self._varied(self.cases[n][0], self.cases[n][1][None]) for n in now]
+        images, labels = zip(*chosen)
         return torch.stack(images), torch.stack(labels)
 
-    def _one(self):
+    def _patch(self):
         rng = self.rng
         if self.places and rng.random() < self.settings.foreground:
             places = self.places[rng.integers(len(self.places))]
@@ -194,7 +239,10 @@ class _Patches:
             start = int(c) - size // 2 + int(rng.integers(-(size // 4), size // 4 + 1))
             start = min(max(start, 0), n - size)
             box.append(slice(start, start + size))
-        image, labels = image[(slice(None), *box)], labels[tuple(box)][None]
+        return self._varied(image[(slice(None), *box)], labels[tuple(box)][None])
+
+    def _varied(self, image, labels):
+        rng = self.rng
         if self.settings.flip:
             axes = [axis for axis in range(1, labels.ndim) if rng.random() < 0.5]
             image, labels = image.flip(axes), labels.flip(axes)

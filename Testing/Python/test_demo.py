@@ -27,7 +27,7 @@ def test_train_phantom_trains_judges_and_describes(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "case", lambda seed, lesions=True: case(seed, lesions, (32, 48, 48), (6.0, 6.0, 6.0)))
     steps = train.train_phantom(tmp_path / "model", seed=3, steps=2, cases=2, held_out=1, patch=16)
     package = run(steps)
-    assert package.folder == tmp_path / "model" and "--seed 3 --steps 2 " in package.about["source"]
+    assert package.folder == tmp_path / "model" and "--preset demo --seed 3 --steps 2 " in package.about["source"]
     assert {f.name for f in package.folder.iterdir()} == {
         "model.json",
         "weights.safetensors",
@@ -58,7 +58,7 @@ def quick(monkeypatch):
 def test_the_package_is_small_whole_and_says_where_it_comes_from(package):
     package.verify()
     assert package.weights_path.stat().st_size < 2e6 and package.format == "safetensors"
-    assert package.about["source"].startswith("medxai train segmentation --phantom")
+    assert package.about["source"].startswith("medxai train segmentation --phantom --preset demo ")
     assert package.output.labels == ("background", "liver", "lesion")
 
 
