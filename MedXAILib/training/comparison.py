@@ -9,15 +9,13 @@ from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from ..explanation import Step
+from ..explanation import Step, run
 from ..files import check_new_folder, new_folder, plain, write_csv
-from ..methods.prototypes import Interpolation, separation
+from ..methods.ability import ability
 from ..models import load
-from ..models.reading import choose, read
-from ..settings import about
-from .segmentation import dice, network_input, part, train
+from ..settings import AbilitySettings, about
+from .segmentation import part, train
 from .settings import LEVELS, SegmentationSettings
 from .slices import Cases, folder_cases
 
@@ -128,8 +126,8 @@ def fields(cases: Cases, settings: SegmentationSettings, command: str) -> dict:
     }
 
 
-def judge(folder, cases, device="cpu") -> Generator[Step, None, tuple[list, np.ndarray]]:
-    """Dice of the output, of the input's segmentation map and of each layer's, on the network's grid.
+def judge(folder, cases, device="cpu") -> Generator[Step, None, tuple[dict, np.ndarray]]:
+    """Dice of the output, of the input's segmentation map and of each layer's, as the method `ability` gives them.
 
     Parameters
     ----------
@@ -139,29 +137,22 @@ def judge(folder, cases, device="cpu") -> Generator[Step, None, tuple[list, np.n
 
     Returns
     -------
-    layers : list of Layer
-        The convolution blocks.
+    layers : dict of str to list
+        ``number``, ``path``, ``group`` and ``shape`` of the convolution blocks.
     rows : ndarray, shape (cases, 2 + layers)
         Mean over a case's slices of the Dice of B, S_x and S_f1, S_f2…, all with the annotation.
     """
-    model, rows, linear = load(folder, device=device), [], Interpolation()
-    with model.frozen(), torch.no_grad():
-        for number, case in enumerate(cases):
-            found = []
-            for image, labels in case.pairs:
-                x, true = (one.to(device) for one in network_input(image, labels, model.package))
-                x, true = x[None], true.bool()
-                layers = choose(model, ("all",), x.shape[2:])
-                held = {layer and layer.name: output for layer, output in read(model, x, layers)}
-                soft = held.pop(None).softmax(1)
-                row = [dice(soft[0, 1] > 0.5, true)]
-                for features in (x, *(held[layer.name] for layer in layers)):
-                    apart, _ = separation(features, linear.adjoint(soft, features.shape[2:]))
-                    row.append(dice(linear.up(apart, true.shape)[0, 0] > 0, true))
-                found.append(row)
-            rows.append(np.mean(found, 0))
-            yield Step((number + 1) / len(cases), "Judging on cases kept back")
-    return layers, np.array(rows)
+    model, rows = load(folder, device=device), []
+    chosen = AbilitySettings(layers=("all",), units=("none",), device=device)
+    for number, case in enumerate(cases):
+        found = []
+        for image, labels in case.pairs:
+            result = run(ability(model, [image], chosen, labels))
+            table = result.tables["layers"].columns
+            found.append([result.scores["output_dice"], *table["dice"]])
+        rows.append(np.mean(found, 0))
+        yield Step((number + 1) / len(cases), "Judging on cases kept back")
+    return {name: table[name][1:] for name in ("number", "path", "group", "shape")}, np.array(rows)
 
 
 def summary(rows: dict, layers) -> dict:
@@ -177,15 +168,9 @@ def summary(rows: dict, layers) -> dict:
     A difference is taken case by case, averaged over the seeds; the interval is that of its mean when the cases are drawn again
     (bootstrap, percentiles). The spread between seeds stands beside it, seed by seed.
     """
-    groups = {
-        name: [2 + n for n, layer in enumerate(layers) if layer.group == name] for name in ("early", "deep", "late")
-    }
-    columns = {
-        "output": [0],
-        "input": [1],
-        "last_layer": [1 + len(layers)],
-        "all_layers": list(range(2, 2 + len(layers))),
-    }
+    count = len(layers["number"])
+    columns = {"output": [0], "input": [1], "last_layer": [1 + count], "all_layers": list(range(2, 2 + count))}
+    groups = {name: [2 + n for n in range(count) if layers["group"][n] == name] for name in ("early", "deep", "late")}
     columns |= {f"{name}_layers": group for name, group in groups.items()}
     seeds = sorted({seed for _, seed in rows})
     result = {}
@@ -215,13 +200,7 @@ def write_tables(folder: Path, rows: dict, layers, cases: Cases) -> None:
     """``layers.csv`` (Fig. 5), ``cases.csv``; and with both trainings ``table1.csv`` and ``table3.csv``. SD over cases and seeds."""
     trainings = list(dict.fromkeys(training for training, _ in rows))
     pooled = {name: np.concatenate([r for (t, _), r in rows.items() if t == name]) for name in trainings}
-    table = {
-        "number": [layer.number for layer in layers],
-        "layer": [layer.path or layer.name for layer in layers],
-        "group": [layer.group for layer in layers],
-        "channels": [layer.shape[0] for layer in layers],
-        "shape": [" × ".join(map(str, layer.shape[1:])) for layer in layers],
-    }
+    table = {"number": layers["number"], "layer": layers["path"], "group": layers["group"], "shape": layers["shape"]}
     for name in trainings:
         table |= {
             f"sa {name}": list(pooled[name][:, 2:].mean(0)),
@@ -229,7 +208,7 @@ def write_tables(folder: Path, rows: dict, layers, cases: Cases) -> None:
         }
     write_csv(folder / "layers.csv", table)
     listed = [(training, seed, n, row) for (training, seed), found in rows.items() for n, row in enumerate(found)]
-    names = ["output", "input", *(f"layer {layer.number}" for layer in layers)]
+    names = ["output", "input", *(f"layer {number}" for number in layers["number"])]
     write_csv(
         folder / "cases.csv",
         {"training": [t for t, *_ in listed], "seed": [s for _, s, *_ in listed]}

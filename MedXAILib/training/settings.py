@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import MedXAIError
 from ..settings import Settings, setting
 
 LEVELS = 5  # of the U-Net of He et al. 2023: 18 convolutions of size 3, as in their Fig. 4
@@ -63,6 +64,13 @@ class SegmentationSettings(TrainingSettings):
     )
     cases: int = setting(240, "Phantoms to train on: seeds from 0.", low=1, high=1000)
     test_cases: int = setting(60, "Phantoms to judge on: seeds from 1000.", low=0, high=10**6)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size and (self.size % 2 ** (LEVELS - 1) or self.size < 2**LEVELS):
+            raise MedXAIError(
+                f"--size is {self.size}; it takes 0 or a multiple of {2 ** (LEVELS - 1)}, at least {2**LEVELS}."
+            )
 
 
 #: The small 3-D U-Net of the demonstration (`MedXAILib.demo.train`).

@@ -78,8 +78,11 @@ def folder_cases(folder, settings: SegmentationSettings) -> Generator[Step, None
             first = first or image
             if image.patient_axes[2] != first.patient_axes[2]:
                 raise MedXAIError(f"its slices along k lie in another plane than those of '{first.name}'")
-            if not settings.size and min(image.shape[1:]) < 2 ** (LEVELS - 1):
-                raise MedXAIError(f"its slices are smaller than {2 ** (LEVELS - 1)} pixels; --size would resize them")
+            if not settings.size and min(image.shape[1:]) <= 2 ** (LEVELS - 1):
+                raise MedXAIError(
+                    f"its slices have an edge of {min(image.shape[1:])} pixels, and more than {2 ** (LEVELS - 1)} are needed;"
+                    " --size would resize them"
+                )
             read[name] = cut(name, image, mask_on_grid(mask, image), settings.slices)
         except MedXAIError as error:
             skipped[name] = error.message

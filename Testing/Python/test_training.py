@@ -233,19 +233,17 @@ def test_train_folder_compares_without_and_with(tmp_path):
         assert difference["mean"] == pytest.approx(figures["with"][name]["mean"] - figures["without"][name]["mean"])
 
 
-def test_sa_scores_are_those_of_the_method(tmp_path):
+def test_sa_scores_are_those_of_the_last_rectifier(tmp_path):
     from MedXAILib.methods.prototypes import Interpolation, separation
 
-    case = cut("ball", ball(0)[0], ball(0)[1].array > 0, 1)
-    cases = Cases([case], [case], "PL")
-    settings = SegmentationSettings(**SMALL | {"size": 0})
-    figures = run(train_segmentation(cases, tmp_path / "model", settings, "medxai"))
-    model = load(tmp_path / "model", device="cpu")
-    x = prepare(model, [case.pairs[0][0]]).x
-    true = np.zeros(x.shape[2:], bool)
-    true[tuple(np.s_[(n - m) // 2 : (n - m) // 2 + m] for n, m in zip(true.shape, case.pairs[0][1].shape[1:]))] = (
-        case.pairs[0][1].array[0]
+    image, labels = (  # 32 × 32: nothing is padded
+        Volume(one.array.repeat(2, 1).repeat(2, 2), one.ijk_to_ras).crop((0, 6, 8), (20, 38, 40)) for one in ball(0)
     )
+    case = cut("ball", image, labels.array > 0, 1)
+    settings = SegmentationSettings(**SMALL | {"size": 0})
+    figures = run(train_segmentation(Cases([case], [case], "PL"), tmp_path / "model", settings, "medxai"))
+    model = load(tmp_path / "model", device="cpu")
+    x, true = prepare(model, [case.pairs[0][0]]).x, case.pairs[0][1].array[0] > 0
     outputs = []
     hook = model.module.merge[-1][-1].register_forward_hook(lambda m, i, o: outputs.append(o.clone()))
     with model.frozen(), torch.no_grad():
@@ -297,6 +295,7 @@ def test_refusals_of_slices(tmp_path, capsys):
         ([str(folder), "--cases", "4"], "--cases means nothing with a folder"),
         ([str(folder), "--epoch", "4"], "1 of the 4 cases"),
         (["--phantom", "--label", "spleen"], "no label 'spleen'"),
+        (["--phantom", "--size", "24"], "--size is 24"),
     ):
         assert cli.main(["train", "segmentation", *arguments, "--output", str(tmp_path / "out")]) == 1, arguments
         assert told in capsys.readouterr().err
