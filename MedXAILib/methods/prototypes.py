@@ -75,15 +75,14 @@ def separation(features: Tensor, weights: Tensor, channels: bool = False) -> tup
     centred prototypes : Tensor, shape (N, K, C)
         c_k minus the channel's mean.
     """
-    flat = features.flatten(2)
     weights, sums = normalized(weights)
-    total, found = [], []
-    for part in _parts(flat):
+    total, found = _Total(channels), []
+    for part in _parts(features.flatten(2)):
         # Centred first: c_k − c_0 would otherwise lose its digits where the mean is large.
         part = part - part.mean(-1, keepdim=True)
         found.append(weights @ part.transpose(1, 2))
-        _add(total, _affine(part, found[-1], channels), channels)
-    return _settled(total, sums, features, channels), torch.cat(found, 2)
+        total.add(part, found[-1])
+    return total.settled(sums, features), torch.cat(found, 2)
 
 
 def weighed(features: Tensor, weights: Tensor, offset: Tensor) -> Tensor:
@@ -106,11 +105,11 @@ def separation_from(features: Tensor, weighed: Tensor, sums: Tensor, offset: Ten
         The same for all tiles.
     """
     c = weighed / torch.where(sums > 0, sums, 1.0)[:, None]
-    total, at = [], 0
+    total, at = _Total(channels), 0
     for part, near in _pairs(features[0].flatten(1), offset):
-        _add(total, _affine((part - near[:, None])[None], c[None, :, at : at + len(part)], channels), channels)
+        total.add((part - near[:, None])[None], c[None, :, at : at + len(part)])
         at += len(part)
-    return _settled(total, sums[None], features, channels)
+    return total.settled(sums[None], features)
 
 
 def _parts(flat: Tensor):
@@ -128,25 +127,32 @@ def _pairs(flat: Tensor, offset: Tensor):
         at += part.shape[1]
 
 
-def _affine(part, c, channels):
-    """(c_k − c_0)·(f − (c_k + c_0)/2) over the channels of ``part`` (N, C, voxels), or for each of them."""
-    apart, middle = c[:, 1:] - c[:, :1], (c[:, 1:] + c[:, :1]) / 2
-    if channels:
-        return apart[..., None] * (part[:, None] - middle[..., None])
-    return torch.baddbmm(-(apart * middle).sum(-1, keepdim=True), apart, part)
+class _Total:
+    """(c_k − c_0)·(f − (c_k + c_0)/2) summed over the channels that are added, or for each of them (``channels``)."""
 
+    def __init__(self, channels: bool):
+        self.channels, self.each = channels, []
+        self.values, self.constant = None, 0.0
 
-def _add(total, one, channels):
-    if channels or not total:
-        total.append(one)
-    else:
-        total[0] = total[0] + one
+    def add(self, part: Tensor, c: Tensor) -> None:
+        """Channels (N, C, voxels) and their prototypes (N, K, C)."""
+        apart, middle = c[:, 1:] - c[:, :1], (c[:, 1:] + c[:, :1]) / 2
+        if self.channels:
+            self.each.append(apart[..., None] * (part[:, None] - middle[..., None]))
+            return
+        self.constant = self.constant + (apart * middle).sum(-1, keepdim=True)
+        if self.values is None:
+            self.values = apart @ part
+        elif torch.is_grad_enabled():
+            self.values = torch.baddbmm(self.values, apart, part)
+        else:
+            self.values.baddbmm_(apart, part)
 
-
-def _settled(total, sums, features, channels):
-    total = torch.cat(total, 2) if channels else total[0]
-    no_object, no_background = sums[:, 1:] <= 0, sums[:, :1] <= 0
-    shape = (*total.shape[:2], *(1,) * (total.ndim - 2))
-    total = torch.where(no_object.reshape(shape), -1.0, total)
-    total = torch.where((no_background & ~no_object).reshape(shape), 1.0, total)
-    return total.unflatten(-1, features.shape[2:])
+    def settled(self, sums: Tensor, features: Tensor) -> Tensor:
+        """On the grid of the features; where nothing has the weight (N, K) of a prototype everything is the other class."""
+        total = torch.cat(self.each, 2) if self.channels else self.values - self.constant
+        no_object, no_background = sums[:, 1:] <= 0, sums[:, :1] <= 0
+        shape = (*total.shape[:2], *(1,) * (total.ndim - 2))
+        total = torch.where(no_object.reshape(shape), -1.0, total)
+        total = torch.where((no_background & ~no_object).reshape(shape), 1.0, total)
+        return total.unflatten(-1, features.shape[2:])
