@@ -182,10 +182,11 @@ class AbilityLoss:
     def _soft_map(self, features, weights, size):
         """m of the objects, (N, objects, *size)."""
         features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-        variance = features.flatten(2).var(-1, correction=0).mean(1)  # per image; separation is half the difference
+        flat = features.flatten(2)
+        variance = (flat - flat.mean(-1, keepdim=True)).square().mean((1, 2))  # of each image
         apart, _ = separation(features, weights.to(features))
         scale = features.shape[1] * variance.clamp_min(1).reshape(-1, *(1,) * (apart.ndim - 1))
-        nearer = self.interpolation.up(2 * apart / scale, size)
+        nearer = self.interpolation.up(2 * apart / scale, size)  # separation is half of the difference
         return torch.cat([torch.zeros_like(nearer[:, :1]), nearer], 1).softmax(1)[:, 1:]
 
     def _check(self, name, features, logits):
