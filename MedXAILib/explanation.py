@@ -89,7 +89,8 @@ class Layer:
 class Curve:
     """Numbers over steps (or layers…): one column ``index`` and one column per series, NaN where undefined.
 
-    ``bands`` maps a title to (low, high), a shaded or outlined reference range; ``units`` maps column to unit.
+    ``bands`` maps a title to (low, high), a shaded or outlined reference range; ``units`` maps column to unit; ``dots`` are columns drawn as
+    points without a line; ``limits`` is the range of the value axis, where it is not taken from the values.
     """
 
     title: str
@@ -100,6 +101,8 @@ class Curve:
     bands: dict[str, tuple[float, float]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     shown: tuple[str, ...] = ()  # the series a chart shows first; all when empty
+    dots: tuple[str, ...] = ()
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def write(
 
         for name, make in (
             ("scene.mrb", lambda path: save_scene(explanation, volumes, segment, path)),
-            ("report.png", lambda path: report(explanation, volumes, path)),
+            ("report.png", lambda path: report(explanation, volumes, path, segment)),
         ):
             try:
                 make(folder / name)

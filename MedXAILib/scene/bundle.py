@@ -39,8 +39,8 @@ def save_scene(explanation: Explanation, volumes: list[Volume], segment: Volume 
 
 def build(host, explanation: Explanation, volumes: list[Volume], segment: Volume | None = None):
     """The same in a headless host's scene, unsaved; returns the `write.Run`."""
-    from . import segments
-    from .layers import window_of
+    from . import colors, segments
+    from .layers import place_of, window_of
     from .nodes import place
     from .write import Run
 
@@ -50,11 +50,11 @@ def build(host, explanation: Explanation, volumes: list[Volume], segment: Volume
     segmentation = None
     if segment is not None:
         segmentation = segments.add_segmentation(scene, f"{segment.name} segmentation", inputs[0])
-        segments.set_mask(segmentation, segment.name, segment, segment.ijk_to_ras, colour=(0.3, 0.85, 0.4))
+        segments.set_mask(segmentation, segment.name, segment, segment.ijk_to_ras, colors.ANNOTATION)
         place(scene, segmentation, _top(scene))
     run = Run(host, inputs, title_of(explanation), segmentation, segment.name if segment is not None else "")
     run.finish(explanation)
-    aim(host, inputs[0], explanation.provenance.get("neuron_ras") or explanation.provenance.get("point_ras"))
+    aim(host, inputs[0], place_of(explanation, volumes[0]))
     return run
 
 

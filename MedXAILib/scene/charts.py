@@ -10,7 +10,7 @@ import slicer
 import vtk
 from vtk.util import numpy_support
 
-from ..explanation import Curve, Table
+from ..explanation import Curve, Explanation, Table
 from . import colors
 from .nodes import modifying, of_class
 
@@ -87,7 +87,7 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
     rows = len(next(iter(columns.values()))) if columns else 0
     columns.update({column: np.full(rows, value) for column, value in ends.items()})
     fill(made["table"], columns, curve.units)
-    wanted = [*shown(curve), *ends] if rows > 1 else []
+    wanted = [*shown(curve), *curve.dots, *ends] if rows > 1 else []
     for series in [one for one in made["series"] if one.GetYColumnName() not in wanted]:
         made["series"].remove(series)
         made["chart"].RemovePlotSeriesNodeID(series.GetID())
@@ -100,7 +100,7 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
         chart.SetLegendVisibility(True)
         chart.SetLegendFontSize(12 if len(wanted) <= 4 else 10)
         if wanted:
-            _room(chart, columns, curve.index, wanted, made)
+            _room(chart, columns, curve, wanted, made)
         chart.SetGridVisibility(True)
         for n, column in enumerate(wanted):
             if column not in known:
@@ -111,16 +111,17 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
     return new
 
 
-def _room(chart, columns: dict, x: str, drawn: list[str], made: dict) -> None:
+def _room(chart, columns: dict, curve: Curve, drawn: list[str], made: dict) -> None:
     """Show all of the curves, with the right of the chart free for the legend, unless somebody has zoomed."""
     now = None if chart.GetXAxisRangeAuto() else (*chart.GetXAxisRange(), *chart.GetYAxisRange())
-    across = np.asarray(columns[x], float)
-    up = np.concatenate([np.asarray(columns[name], float) for name in drawn])
+    across = np.asarray(columns[curve.index], float)
+    up = np.concatenate([np.asarray(columns[name], float) for name in drawn] + [np.array(curve.limits or (), float)])
     across, up = across[np.isfinite(across)], up[np.isfinite(up)]
     if not len(across) or not len(up) or now != made.get("range"):
         return
     left, right, low, high = (float(v) for v in (across.min(), across.max(), up.min(), up.max()))
-    margin, share = 0.05 * (high - low) or 0.5, LEGEND if len(drawn) > 1 else LEGEND / 2
+    margin = (0.02 if curve.limits else 0.05) * (high - low) or 0.5
+    share = LEGEND if len(drawn) > 1 else LEGEND / 2
     made["range"] = (left, right + (right - left) * share / (1 - share), low - margin, high + margin)
     chart.SetXAxisRangeAuto(False)
     chart.SetYAxisRangeAuto(False)  # the plot view follows growing curves with a fixed range only
@@ -129,8 +130,8 @@ def _room(chart, columns: dict, x: str, drawn: list[str], made: dict) -> None:
 
 
 def shown(curve: Curve, most: int = MOST) -> list[str]:
-    """The columns a chart draws: those the curve names, else all, else the ``most`` that moved farthest."""
-    names = [name for name in curve.columns if name != curve.index]
+    """The columns a chart draws as lines: those the curve names, else all, else the ``most`` that moved farthest."""
+    names = [name for name in curve.columns if name != curve.index and name not in curve.dots]
     chosen = [name for name in curve.shown if name in names] or names
     if len(chosen) > most:
         farthest = set(sorted(chosen, key=lambda name: _moved(curve.columns[name]), reverse=True)[:most])
@@ -162,7 +163,12 @@ def _series(scene, table, curve: Curve, column: str, number: int | None):
     series.SetMarkerStyle(series.MarkerStyleNone)
     series.SetXColumnName(curve.index)
     series.SetYColumnName(column)
-    if number is None:
+    if column in curve.dots:
+        series.SetLineStyle(series.LineStyleNone)
+        series.SetMarkerStyle(series.MarkerStyleCircle)
+        series.SetMarkerSize(9)
+        series.SetColor(*colors.LINES[number % len(colors.LINES)])
+    elif number is None:
         series.SetLineStyle(series.LineStyleDash)
         series.SetColor(0.45, 0.45, 0.45)
         series.SetLineWidth(1.5)
@@ -173,6 +179,29 @@ def _series(scene, table, curve: Curve, column: str, number: int | None):
     scene.AddNode(series)
     series.SetAndObserveTableNodeID(table.GetID())
     return series
+
+
+#: Curves of scores whose points belong to groups: their table, its column of the curve's index and its column of groups.
+GROUPS = {"transition": ("layers", "number", "group"), "ranking": ("units", "rank", "state")}
+
+
+def grouped(explanation: Explanation, name: str) -> Curve:
+    """A curve of an explanation; where its points belong to groups (early, deep and late layers), each group has a colour of its own."""
+    curve = explanation.curves[name]
+    title, index, group = GROUPS.get(name, ("", "", ""))
+    table = explanation.tables.get(title)
+    if table is None or group not in table.columns:
+        return curve
+    shown_ = shown(curve)
+    group_of = dict(zip(table.columns[index], table.columns[group]))
+    groups = [group_of.get(int(n), "") for n in curve.columns[curve.index]]
+    dots = {
+        one: np.where([one == other for other in groups], curve.columns[shown_[0]], np.nan)
+        for one in dict.fromkeys(groups)
+    }
+    return dataclasses.replace(
+        curve, columns={**curve.columns, **dots}, shown=tuple(shown_), dots=tuple(dots), limits=(0.0, 1.0)
+    )
 
 
 class Live:

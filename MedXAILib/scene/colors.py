@@ -17,10 +17,11 @@ _COOL = ((22, 18, 275), (38, 48, 280), (56, 50, 265), (74, 42, 228), (93, 22, 20
 #: Share of a signed map around 0 that is not drawn at all, and where a positive map begins to be.
 NOTHING = 0.04
 MASK = (1.0, 0.78, 0.16)
+OUTPUT, ANNOTATION = (0.35, 0.75, 1.0), (0.3, 0.85, 0.4)
 #: Colours that colour-blind readers tell apart, bright on black.
 DISTINCT = (
     MASK,
-    (0.35, 0.75, 1.0),
+    OUTPUT,
     (0.95, 0.45, 0.75),
     (0.45, 0.90, 0.60),
     (1.0, 0.50, 0.25),

@@ -8,7 +8,7 @@ import slicer
 from ..explanation import Layer, Patch
 from ..volume import Volume
 from . import colors
-from .nodes import STEP, image_of, matrix_of, modifying, name_of, of_class, of_run, plain_type, voxels
+from .nodes import BROWSE, STEP, image_of, matrix_of, modifying, name_of, of_class, of_run, plain_type, run_id, voxels
 
 OPAQUE, OVERLAY = 1.0, 0.65
 _GREY = "vtkMRMLColorTableNodeGrey"
@@ -122,7 +122,10 @@ def window_of(explanation, volume: Volume) -> tuple[float, float]:
 
     A chest CT in a window of everything from air to bone would hide what happens in the liver.
     """
-    point = explanation.provenance.get("neuron_ras")
+    known = explanation.provenance.get("neuron_ras") is not None or any(
+        m.array.any() for m in explanation.masks.values()
+    )
+    point = place_of(explanation, volume) if known else None
     if point is not None and volume.array.size and (volume.unit == "HU" or float(volume.array.min()) < -500):
         return _tissue(explanation, volume, point)
     changed = next((layer.volume for layer in explanation.maps.values() if layer.kind == "signed"), None)
@@ -159,6 +162,30 @@ def _tissue(explanation, volume: Volume, point, reach: float = 40.0, narrowest: 
     return low - more, high + more
 
 
+def place_of(explanation, volume: Volume) -> tuple[float, float, float]:
+    """Where to look (RAS, mm): at the neuron, else at a voxel that was changed or marked, in the slice with most of them."""
+    point = explanation.provenance.get("neuron_ras") or explanation.provenance.get("point_ras")
+    if point is not None:
+        return tuple(float(v) for v in point)
+    array = interesting(explanation, volume)
+    if array is None:
+        return volume.index_to_ras([n // 2 for n in volume.shape])
+    low, high = bounds(array)
+    box = array[tuple(slice(a, b) for a, b in zip(low, high))] != 0
+    k = int(box.sum((1, 2)).argmax())
+    j = int(box[k].sum(1).argmax())
+    found = np.flatnonzero(box[k, j])
+    return volume.index_to_ras((low[0] + k, low[1] + j, low[2] + int(found[len(found) // 2])))
+
+
+def interesting(explanation, volume: Volume) -> np.ndarray | None:
+    """What an explanation changed or marked: its first signed map, else mask, else map that is not empty; None: nothing."""
+    maps = [layer for layer in explanation.maps.values() if layer.kind != "image"]
+    arrays = [layer.volume.array for layer in maps if layer.kind == "signed"]
+    arrays += [mask.array for mask in explanation.masks.values()] + [layer.volume.array for layer in maps]
+    return next((array for array in arrays if array.shape == volume.shape and array.any()), None)
+
+
 def bounds(array: np.ndarray) -> tuple[list[int], list[int]]:
     """First and one past the last index of the box that holds all non-zero voxels; the first voxel when there is none."""
     low, high = [0, 0, 0], list(array.shape)
@@ -188,15 +215,34 @@ class Views:
     """
 
     def __init__(self, scene, input_id: str | None = None):
-        self.scene, self.input = scene, input_id
+        self.scene, self.input, self.alone = scene, input_id, False
         self.before = {node.GetID(): _layers(node) for node in of_class(scene, "vtkMRMLSliceCompositeNode")}
         self.outlines = {n.GetID(): n.GetUseLabelOutline() for n in of_class(scene, "vtkMRMLSliceNode")}
+
+    def show_alone(self, node) -> None:
+        """The input, without another run's maps over it: what this run shows is a segment."""
+        self.alone = True
+        show(self.scene, node)
+        others = {one.GetID() for one in of_class(self.scene, "vtkMRMLScalarVolumeNode") if run_id(self.scene, one)}
+        for composite in of_class(self.scene, "vtkMRMLSliceCompositeNode"):
+            clear(composite, others - {node.GetID()})
 
     def put_back(self, gone: set[str]) -> None:
         """Where a view shows one of the nodes ``gone``, show what it showed before."""
         for node in of_class(self.scene, "vtkMRMLSliceCompositeNode"):
             before = self.before.get(node.GetID())
-            if clear(node, gone, before) and before and self.input and node.GetBackgroundVolumeID() == self.input:
+            found = clear(node, gone, before)
+            if self.alone and before:
+                for layer in ("Foreground", "Label"):
+                    old = before[layer]
+                    if (
+                        old
+                        and old not in gone
+                        and self.scene.GetNodeByID(old)
+                        and not getattr(node, f"Get{layer}VolumeID")()
+                    ):
+                        getattr(node, f"Set{layer}VolumeID")(old)
+            if (found or self.alone) and before and self.input and node.GetBackgroundVolumeID() == self.input:
                 old = before["Background"]
                 node.SetBackgroundVolumeID(old if old and self.scene.GetNodeByID(old) else None)
         for node in of_class(self.scene, "vtkMRMLSliceNode"):
@@ -255,6 +301,7 @@ def show(scene, background=None, foreground=None, opacity: float | None = None, 
 def show_again(scene, run: str, background=None) -> None:
     """Put a finished run's layers into the views as they were when it ended: steps (or image, or first map) and step masks."""
     nodes = [n for n in of_run(scene, run) if n.IsA("vtkMRMLScalarVolumeNode") and n.GetDisplayNode() is not None]
+    nodes = [n for n in nodes if BROWSE not in name_of(scene, n)]
     labels = [n for n in nodes if n.IsA("vtkMRMLLabelMapVolumeNode")]
     steps = {n.GetID() for n in nodes if STEP in name_of(scene, n)}
     ours = {f"vtkMRMLColorTableNode{tag}" for tag in colors.OURS}

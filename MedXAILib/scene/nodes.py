@@ -12,6 +12,7 @@ from vtk.util import numpy_support
 RUN = "MedXAI.Run"  # attribute of every node and of the folder: which run it belongs to
 NAME = "MedXAI.Name"  # attribute: the explanation's name of the map, curve…
 STEP = "(step)"  # ends the name of a sequence's proxy
+BROWSE = "(browse)"  # the same where the items are looked up by number, not played
 INPUT = "MedXAI.Input"  # node reference: the volumes that were explained
 
 

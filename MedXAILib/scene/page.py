@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 
 from ..explanation import Explanation, Layer
 from ..volume import Volume
 from . import charts, colors
+from .judge import judgement
+from .pick import FILL, layer_title
 
 WIDE, HIGH, DPI, RIGHT = 18.0, 11.0, 130, 0.982  # inches, dots per inch, right margin as a share
-INK, SOFT, GOOD, BAD = "#1c2530", "#66717f", "#1f7a4d", "#b3361b"
-VERDICTS = {"entered": GOOD, "overshot": "#9a6700", "left": BAD, "approaching": "#2a5fa5"}
+INK, SOFT, GOOD, WARN, BAD = "#1c2530", "#66717f", "#1f7a4d", "#9a6700", "#b3361b"
+VERDICTS = {"entered": GOOD, "overshot": WARN, "left": BAD, "approaching": "#2a5fa5"}
 MOST_CURVES, LINES, LINE = 8, 19, 0.0155  # curves in a chart; lines below the charts and their height
 
 
@@ -41,34 +44,43 @@ def _slices(figure, pictures) -> float:
         axes = figure.add_axes((left + x * (size + gap), y, size, tall))
         axes.imshow(row["pictures"][c], interpolation="antialiased")
         axes.set_axis_off()
-        heading, name = pictures["columns"][c]
+        column = pictures["columns"][c]
         if r == 0 or keys > 1:
-            axes.set_title(heading, fontsize=11.5, color=INK, pad=4, fontweight="bold")
-        image = name is not None and pictures["layers"][name].kind == "image"
+            axes.set_title(column.title, fontsize=11.5, color=INK, pad=4, fontweight="bold")
+        image = column.layer is not None and pictures["layers"][column.layer].kind == "image"
         _annotate(axes, row, pictures, first=c == 0, cross=not (image and row["masks"]))
-        if c:
-            _outline(axes, row["masks"])
+        for n, one in enumerate(column.outlines):
+            width = 2.8 if n + 1 < len(column.outlines) else 1.3  # where two coincide, both are seen
+            _outline(axes, row["masks"][one], pictures["colours"][one], width, one == column.filled)
         if r == down - 1 or keys > 1:
-            _key(figure, axes, name, pictures)
-    if pictures["steps"] and len(cells) == 3 and keys == 2:
+            _key(figure, axes, column, pictures)
+    if pictures["steps"][1] and len(cells) == 3 and keys == 2:
         y = top - 2 * title - key - 2 * tall - gap * WIDE / HIGH
         _steps(figure, pictures, (left + size + gap, y, size, tall))
     return left + across * (size + gap)
 
 
 def _steps(figure, pictures, cell) -> None:
-    """The way to the dream, small, in the cell that is left."""
+    """The way to the result, small, in the cell that is left."""
     x, y, wide, tall = cell
-    for n, (title, picture, inside) in enumerate(pictures["steps"]):
+    heading, steps = pictures["steps"]
+    for n, (title, picture, inside) in enumerate(steps):
         row, column = divmod(n, 2)
         axes = figure.add_axes((x + column * wide * 0.505, y + (1 - row) * tall * 0.505, wide * 0.495, tall * 0.495))
         axes.imshow(picture, interpolation="antialiased")
         axes.set_axis_off()
-        _outline(axes, inside, 0.9)
+        for m, mask in enumerate(inside):
+            _outline(
+                axes,
+                mask,
+                colors.DISTINCT[m % len(colors.DISTINCT)],
+                0.9,
+                fill=any(c.filled for c in pictures["columns"]),
+            )
         axes.text(
             0.03, 0.97, title, transform=axes.transAxes, fontsize=9, color="white", va="top", path_effects=_edge()
         )
-    figure.text(x + wide / 2, y + tall * 1.0 + 0.006, "The way there", fontsize=11.5, color=INK, fontweight="bold", ha="center")  # fmt: skip
+    figure.text(x + wide / 2, y + tall * 1.0 + 0.006, heading, fontsize=11.5, color=INK, fontweight="bold", ha="center")  # fmt: skip
 
 
 def _edge(width: float = 2.2) -> list:
@@ -118,28 +130,39 @@ def _annotate(axes, row, pictures, first: bool, cross: bool) -> None:
     axes.set_ylim(size - 0.5, -0.5)
 
 
-def _outline(axes, masks, width: float = 1.3) -> None:
+def _outline(axes, inside, colour, width: float = 1.3, fill: bool = False) -> None:
+    """Outline a mask of the picture's pixels, and fill it."""
     from matplotlib.patheffects import withStroke
 
-    for n, inside in enumerate(masks):
-        if inside.any() and not inside.all():
-            colour = colors.DISTINCT[n % len(colors.DISTINCT)]
-            lines = axes.contour(inside.astype(float), [0.5], colors=[colour], linewidths=width)
-            lines.set_path_effects([withStroke(linewidth=width + 1.1, foreground=(0, 0, 0, 0.55))])
+    if fill:
+        axes.imshow(np.concatenate([inside[..., None] * np.array(colour), FILL * inside[..., None]], -1))
+    if inside.any() and not inside.all():
+        lines = axes.contour(inside.astype(float), [0.5], colors=[colour], linewidths=width)
+        lines.set_path_effects([withStroke(linewidth=width + 1.1, foreground=(0, 0, 0, 0.55))])
 
 
-def _key(figure, axes, name, pictures) -> None:
-    """Below a column: its window, or its colour bar."""
+def _key(figure, axes, column, pictures) -> None:
+    """Below a column: its window and its outlines, or its colour bar."""
     from matplotlib.colors import ListedColormap
+    from matplotlib.lines import Line2D
 
-    box = axes.get_position()
+    box, name = axes.get_position(), column.layer
     unit = f" {pictures['unit']}" if pictures["unit"] else ""
     if name is None or pictures["layers"][name].kind == "image":
         low, high = pictures["window"]
         words = f"window {_near(low, high - low)} to {_near(high, high - low)}{unit}"
-        if name is not None and pictures["masks"]:
-            words += f" · outline: {', '.join(pictures['masks'])}"
-        figure.text(box.x0, box.y0 - 0.008, words, fontsize=9, color=SOFT, va="top")
+        if not column.filled:
+            figure.text(box.x0, box.y0 - 0.008, words, fontsize=9, color=SOFT, va="top")
+        lines = [
+            Line2D([], [], color=pictures["colours"][one], linewidth=3, label=one + (" (filled)" if one == column.filled else ""))
+            for one in column.outlines
+        ]  # fmt: skip
+        if lines:
+            axes.legend(
+                handles=lines, loc="upper left", bbox_to_anchor=(box.x0, box.y0 - (0.006 if column.filled else 0.024)),
+                bbox_transform=figure.transFigure, ncols=1 if column.filled else 3, fontsize=9, frameon=False, labelcolor=SOFT,
+                handlelength=1.3, handletextpad=0.5, columnspacing=1.2, labelspacing=0.2, borderpad=0, borderaxespad=0,
+            )  # fmt: skip
         return
     layer, (low, high) = pictures["layers"][name], pictures["limits"][name]
     table = colors.signed() if layer.kind == "signed" else colors.positive()
@@ -176,12 +199,21 @@ def _head(figure, explanation: Explanation, volumes: list[Volume]) -> None:
     facts = [f"volume: {', '.join(v.name for v in volumes)}"]
     if known.get("label"):
         facts.append(f"label: {known['label']}")
+    if known.get("reference"):
+        segment = f" '{known['segment']}'" if known.get("segment") else ""
+        facts.append(f"scored against: {known['reference']}{segment}")
     if known.get("neuron_ras") is not None:
         facts.append("neuron: RAS " + ", ".join(f"{v:.1f}" for v in known["neuron_ras"]) + " mm")
     if known.get("neuron_ijk") is not None:
         facts.append("IJK " + ", ".join(str(v) for v in known["neuron_ijk"]))
     figure.text(0.018, 0.911, _cut(" · ".join(facts), 170), fontsize=10, color=SOFT, va="top")
     figure.add_artist(_rule(0.018, RIGHT, 0.895))
+    if "mean_sa" in explanation.scores:
+        state, words = judgement(explanation.scores["mean_sa"], (known.get("settings") or {}).get("accept", 0.5))
+        colour = {"green": GOOD, "amber": WARN, "red": BAD}.get(state, SOFT)
+        figure.text(RIGHT, 0.972, words, fontsize=16, fontweight="bold", color=colour, va="top", ha="right")
+        told = "mean agreement (Dice) of the last layers' units with the thresholded output"
+        figure.text(RIGHT, 0.938, told, fontsize=9, color=SOFT, va="top", ha="right")
 
 
 def _rule(x0, x1, y):
@@ -192,6 +224,9 @@ def _rule(x0, x1, y):
 
 def _curves(figure, explanation: Explanation, left: float) -> None:
     curves = explanation.curves
+    if "transition" in curves:
+        _charts(figure, explanation, left)
+        return
     raw, normal = curves.get("curves"), curves.get("normalized")
     raw = raw or next(iter(curves.values()), None)
     width = RIGHT - left
@@ -232,6 +267,30 @@ def _curves(figure, explanation: Explanation, left: float) -> None:
     _legend(axes, 3, below=True)
 
 
+def _charts(figure, explanation: Explanation, left: float) -> None:
+    """The first curve across, the next two below it."""
+    order = ("transition", "ranking", "noise-effect")
+    names = [name for name in order if name in explanation.curves]
+    gap = 0.045
+    half = (RIGHT - left - gap) / 2
+    rest = [(left, half), (left + half + gap, half)] if len(names) > 2 else [(left, RIGHT - left)]
+    for name, place in zip(names, [(left, 0.67, RIGHT - left, 0.185), *((x, 0.42, w, 0.17) for x, w in rest)]):
+        curve = charts.grouped(explanation, name)
+        axes = figure.add_axes(place)
+        shown = charts.shown(curve, MOST_CURVES)
+        _lines(axes, curve, shown)
+        axes.set_title(curve.title, **_TITLE)
+        axes.set_ylabel(
+            "Change of the SA score" if name == "noise-effect" else curve.value_title, fontsize=9, color=SOFT
+        )
+        axes.set_xlabel(curve.index_title or curve.index, fontsize=9, color=SOFT, labelpad=1)
+        if len(shown) + len(curve.dots) > 1:
+            axes.legend(
+                loc="lower right", bbox_to_anchor=(1.005, 0.985), ncols=6, fontsize=8, frameon=False, labelcolor=INK, handlelength=1.2,
+                handletextpad=0.4, columnspacing=1.0, borderpad=0.2,
+            )  # fmt: skip
+
+
 _TITLE = dict(fontsize=11, fontweight="bold", color=INK, loc="left", pad=5)
 
 
@@ -258,6 +317,13 @@ def _lines(axes, curve, names: list[str]) -> None:
         finite = np.flatnonzero(np.isfinite(y))
         if len(finite):
             axes.plot(x[finite[-1]], y[finite[-1]], "o", color=style["color"], markersize=4)
+    for n, name in enumerate(curve.dots, len(names)):
+        axes.plot(
+            x, curve.columns[name], "o", color=colors.LINES[n % len(colors.LINES)], markersize=4.5, label=name, zorder=3
+        )
+    if curve.limits:
+        low, high = curve.limits
+        axes.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=bool(np.all(x == np.round(x)))))
     axes.grid(color="#e8ebef", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -294,9 +360,13 @@ def _foot(figure, explanation: Explanation, left: float) -> None:
 
 
 def _verdicts(figure, explanation: Explanation, left: float, y: float, most: int) -> float:
-    table = explanation.tables.get("verdicts") or next(iter(explanation.tables.values()), None)
+    tables = explanation.tables
+    table = tables.get("verdicts") or tables.get("layers") or next(iter(tables.values()), None)
     if table is None or not table.columns:
         return y
+    if table is tables.get("layers"):
+        titles = map(layer_title, *(table.columns[name] for name in ("number", "layer", "path")))
+        table = replace(table, columns={**table.columns, "layer": list(titles)})
     names = [name for name, column in table.columns.items() if not len(column) or any(map(_known, column))][:6]
     rows = list(zip(*(table.columns[name] for name in names)))
     xs = np.linspace(left, RIGHT, len(names) + 1)[:-1]
@@ -311,7 +381,7 @@ def _verdicts(figure, explanation: Explanation, left: float, y: float, most: int
         for x, name, value in zip(xs, names, row):
             judged = name == "verdict" and value in VERDICTS
             style = dict(color=VERDICTS[value], fontweight="bold") if judged else dict(color=INK)
-            figure.text(x, y, _cell(value), fontsize=8.5, va="top", **style)
+            figure.text(x, y, _cell(value, name != "layer"), fontsize=8.5, va="top", **style)
     if len(rows) > most:
         y -= LINE
         figure.text(left, y, f"… and {len(rows) - most + 1} more in the table", fontsize=8.5, color=SOFT, va="top")
@@ -358,12 +428,13 @@ def _notes(figure, notes: list[str], left: float, y: float) -> None:
         figure.text(x, y - 0.021 - n * 0.0145, line, fontsize=8, color=INK, va="top")
 
 
-def _cell(value) -> str:
+def _cell(value, words: bool = True) -> str:
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (int, float, np.number)):
         return "–" if not np.isfinite(value) else _short(float(value))
-    return _cut("–" if value is None else str(value).replace("_", " "), 32)
+    value = "–" if value is None else str(value)
+    return _cut(value.replace("_", " ") if words else value, 32)
 
 
 def _near(value: float, width: float) -> str:

@@ -81,7 +81,7 @@ def words(explanation: Explanation) -> str:
     model = model if isinstance(model, dict) else {"name": str(model)}
     lines = [explanation.title, "=" * len(explanation.title), ""]
     lines += [f"Model: {model.get('name', '')}", f"SHA-256: {model.get('sha256') or known.get('sha256') or ''}"]
-    for key in ("label", "neuron_ras", "neuron_ijk", "device", "seconds", "date"):
+    for key in ("label", "segment", "reference", "neuron_ras", "neuron_ijk", "device", "seconds", "date"):
         if known.get(key) is not None:
             lines.append(f"{key.replace('_', ' ').capitalize()}: {_plain_text(known[key])}")
     if explanation.notes:

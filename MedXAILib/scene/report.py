@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from ..volume import PLANES, Volume
 from . import require_slicer
 
 
-def report(explanation: Explanation, volumes: list[Volume], path) -> None:
+def report(explanation: Explanation, volumes: list[Volume], path, segment: Volume | None = None) -> None:
     """Write `report.png`.
 
-    Slice views of the input, of image maps and of overlays, through the neuron (or the middle of what changed), drawn off screen
-    by Slicer's own libraries; response and feature curves with their reference band; verdicts, self-checks and notes.
+    Slice views of the input, of image maps and of overlays, through the neuron (or the middle of what was changed or marked), drawn off
+    screen by Slicer's own libraries, with the outlines of masks and of ``segment``, the mask the run was started with; curves with their
+    reference band; verdicts, self-checks and notes.
 
     Raises
     ------
@@ -35,7 +37,7 @@ def report(explanation: Explanation, volumes: list[Volume], path) -> None:
         ) from None
     figure = Figure(figsize=(page.WIDE, page.HIGH), dpi=page.DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    page.compose(figure, explanation, volumes, _pictures(explanation, volumes))
+    page.compose(figure, explanation, volumes, _pictures(explanation, volumes, segment))
     try:
         figure.savefig(Path(path), dpi=page.DPI, facecolor="white", metadata={"Title": explanation.title})
     except OSError as error:
@@ -44,7 +46,17 @@ def report(explanation: Explanation, volumes: list[Volume], path) -> None:
         ) from error
 
 
-def _pictures(explanation: Explanation, volumes: list[Volume], size: int = 560) -> dict:
+@dataclass(frozen=True)
+class Column:
+    """Pictures of one kind: a map (None: the input), the outlines drawn on it, and which of them is filled."""
+
+    title: str
+    layer: str | None
+    outlines: tuple[str, ...] = ()
+    filled: str = ""
+
+
+def _pictures(explanation: Explanation, volumes: list[Volume], segment: Volume | None, size: int = 560) -> dict:
     """Every picture of the page: rows are planes, columns the input, image maps and overlays."""
     from . import layers, views
     from .bundle import _straight, build
@@ -57,40 +69,67 @@ def _pictures(explanation: Explanation, volumes: list[Volume], size: int = 560) 
         run = build(host, explanation, volumes)
         point = explanation.provenance.get("neuron_ras") or explanation.provenance.get("point_ras")
         neuron = None if point is None else tuple(float(v) for v in point)
-        point = neuron or volume.index_to_ras([(a + b - 1) / 2 for a, b in zip(*_interesting(explanation, volume))])
+        point = layers.place_of(explanation, volume)
         planes = _planes(explanation, volume)
         images = [n for n, layer in explanation.maps.items() if layer.kind == "image"][:1]
         overlays = [n for n, layer in explanation.maps.items() if layer.kind != "image"][: 3 - len(images)]
-        masks = [_mask_node(host.scene, mask) for mask in explanation.masks.values()]
+        columns, outlines = _columns(explanation, run, segment, [*images, *overlays])
+        masks = {name: _mask_node(host.scene, mask) for name, (mask, _) in outlines.items()}
         view = views.SliceView(host, size)
         field = _field(explanation, volume)
-        columns = [("Input", None), *((_named(explanation, n), n) for n in (*images, *overlays))]
         rows = []
         for plane in planes:
             view.look(plane, run.inputs[0], point, field, not _straight(run.inputs[0]))
             row = []
-            for _, name in columns:
+            for name in (column.layer for column in columns):
                 image = name is None or explanation.maps[name].kind == "image"
                 view.show(run.inputs[0], run.nodes[name] if name else None, 1.0 if image else layers.OVERLAY)
                 row.append(view.picture())
-            inside = []
-            for mask in masks:
+            inside = {}
+            for name, mask in masks.items():
                 view.show(mask)
-                inside.append(view.picture()[..., 0] > 127)
+                inside[name] = view.picture()[..., 0] > 127
             rows.append({
                 "plane": plane, "pictures": row, "masks": inside, "letters": view.letters(), "position": view.position(),
                 "pixel": None if neuron is None else view.pixel(neuron),
             })  # fmt: skip
         return {
-            "steps": _way(host, run, view) if len(planes) == 1 else [],
-            "columns": columns, "rows": rows, "field": field, "size": size, "layers": {n: explanation.maps[n] for _, n in columns if n},
-            "window": layers.window_of(explanation, volume), "unit": volume.unit, "masks": list(explanation.masks),
-            "limits": {n: layers.limits(explanation.maps[n]) for _, n in columns if n},
+            "steps": _way(host, explanation, run, view) if len(planes) == 1 else ("", []),
+            "columns": columns, "rows": rows, "field": field, "size": size, "layers": {n: explanation.maps[n] for n in (*images, *overlays)},
+            "window": layers.window_of(explanation, volume), "unit": volume.unit,
+            "colours": {name: colour for name, (_, colour) in outlines.items()},
+            "limits": {n: layers.limits(explanation.maps[n]) for n in (*images, *overlays)},
         }  # fmt: skip
     finally:
         if view is not None:
             view.close()
         host.close()
+
+
+def _columns(explanation: Explanation, run, segment: Volume | None, maps: list[str]):
+    """The columns of pictures, and the masks outlined in them: name to mask and colour."""
+    from . import colors, pick, sequences
+
+    outlines = {
+        name: (mask, colors.DISTINCT[n % len(colors.DISTINCT)])
+        for n, (name, mask) in enumerate(explanation.masks.items())
+    }
+    names = tuple(outlines)
+    title, last = next(
+        ((n, s) for n, s in explanation.sequences.items() if sequences.browsed(s) and s.items), ("", None)
+    )
+    if last is None:
+        return [Column("Input", None), *(Column(_named(explanation, n), n, names) for n in maps)], outlines
+    # Maps of layers are looked at beside the output and the annotation, so these are outlined in the input as well.
+    number, mask = last.items[-1]
+    shown = f"map of {pick.title_of(run.scene, run.id, title, number)}"
+    outlines = {name: (one, colors.OUTPUT) for name, (one, _) in outlines.items()}
+    if segment is not None:
+        outlines = {"annotation": (segment, colors.ANNOTATION)} | outlines
+    names = tuple(outlines)
+    outlines[shown] = (mask, colors.MASK)
+    columns = [Column("Input", None, names), *(Column("Units that see the label", n, names) for n in maps)]
+    return [*columns, Column("The last layer's map", None, (*names[:1], shown), shown)], outlines
 
 
 def _mask_node(scene, mask: Volume):
@@ -110,7 +149,7 @@ def _named(explanation: Explanation, name: str) -> str:
 
 def _planes(explanation: Explanation, volume: Volume) -> list[str]:
     """The planes worth showing: one where the volume, or everything that changed in it, is a single slice."""
-    low, high = _interesting(explanation, volume)
+    low, high = _box(explanation, volume)
     thick = volume.shape if 1 in volume.shape else [b - a for a, b in zip(low, high)]
     if list(thick).count(1) != 1:
         return ["axial", "coronal", "sagittal"]
@@ -118,15 +157,26 @@ def _planes(explanation: Explanation, volume: Volume) -> list[str]:
     return [name for name, across in PLANES.items() if across == axis]
 
 
-def _way(host, run, view, count: int = 4) -> list:
-    """Pictures of a few steps on the way, with their masks: (title, picture, masks)."""
+def _way(host, explanation: Explanation, run, view, count: int = 4) -> tuple[str, list]:
+    """A heading, and pictures of a few steps or layers on the way: (title, picture, masks)."""
+    from . import pick, sequences
     from .nodes import STEP
 
+    for name, sequence in explanation.sequences.items():
+        if sequences.browsed(sequence) and len(sequence.items) >= count:
+            found = []
+            view.show(run.inputs[0])
+            picture = view.picture()
+            for n in np.linspace(0, len(sequence.items) - 1, count).round().astype(int):
+                number, mask = sequence.items[n]
+                view.show(_mask_node(host.scene, mask))
+                found.append((pick.title_of(host.scene, run.id, name, number), picture, [view.picture()[..., 0] > 127]))
+            return "From image to output", found
     images = [n for n in run.nodes if STEP in n and not run.nodes[n].IsA("vtkMRMLLabelMapVolumeNode")]
     labels = [n for n in run.nodes if STEP in n and run.nodes[n].IsA("vtkMRMLLabelMapVolumeNode")]
     browser = host.scene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
     if not images or browser is None or browser.GetNumberOfItems() < count:
-        return []
+        return "", []
     found, sequence = [], browser.GetMasterSequenceNode()
     for item in np.linspace(0, browser.GetNumberOfItems() - 1, count).round().astype(int):
         browser.SetSelectedItemNumber(int(item))
@@ -137,26 +187,21 @@ def _way(host, run, view, count: int = 4) -> list:
             view.show(run.nodes[name])
             masks.append(view.picture()[..., 0] > 127)
         found.append((f"{sequence.GetIndexName()} {sequence.GetNthIndexValue(int(item))}", picture, masks))
-    return found
+    return "The way there", found
 
 
-def _interesting(explanation: Explanation, volume: Volume):
-    """The box of what an explanation changed or marked."""
-    from .layers import bounds
+def _box(explanation: Explanation, volume: Volume):
+    """The box of what an explanation changed or marked; the whole volume when there is nothing."""
+    from .layers import bounds, interesting
 
-    for array in (
-        *(layer.volume.array for layer in explanation.maps.values() if layer.kind != "image"),
-        *(mask.array for mask in explanation.masks.values()),
-    ):
-        if array.shape == volume.shape and array.any():
-            return bounds(array)
-    return (0, 0, 0), volume.shape
+    array = interesting(explanation, volume)
+    return bounds(array) if array is not None else ((0, 0, 0), volume.shape)
 
 
 def _field(explanation: Explanation, volume: Volume) -> float:
     """Millimetres across a picture: all of the volume, or nearer when little of it changed."""
     spacing = np.array(volume.spacing[::-1])
     whole = float((np.array(volume.shape) * spacing).max())
-    low, high = _interesting(explanation, volume)
+    low, high = _box(explanation, volume)
     box = float(((np.array(high) - low) * spacing).max())
     return 1.02 * min(whole, max(2.2 * box, 0.4 * whole))

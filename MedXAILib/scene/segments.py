@@ -10,7 +10,7 @@ from ..explanation import Patch
 from ..volume import Volume
 from . import colors
 from .layers import bounds
-from .nodes import array_of, matrix_of, voxels
+from .nodes import array_of, matrix_of, modifying, voxels
 
 
 def add_segmentation(scene, name: str, reference):
@@ -51,6 +51,15 @@ def set_mask(node, segment_id: str, data: Volume | Patch, grid: np.ndarray, colo
     labels = _labels(data, grid)
     replace = slicer.vtkSlicerSegmentationsModuleLogic.MODE_REPLACE
     slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(labels, node, segment_id, replace)
+
+
+def fill(node, segment_id: str, opacity: float) -> None:
+    """Fill one segment in the slice views; the others are outlines."""
+    shown = node.GetDisplayNode()
+    with modifying(shown):
+        shown.SetOpacity2DFill(1.0)
+        for one in node.GetSegmentation().GetSegmentIDs():
+            shown.SetSegmentOpacity2DFill(one, opacity if one == segment_id else 0.0)
 
 
 def _labels(data: Volume | Patch, grid: np.ndarray):

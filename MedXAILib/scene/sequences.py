@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import slicer
 
 from ..explanation import Layer, Sequence
 from . import colors, layers
-from .nodes import image_of, matrix_of, modifying
+from .nodes import BROWSE, STEP, image_of, matrix_of, modifying
 
 
 def add_sequence(scene, sequence: Sequence, name: str, marks: dict[str, str]):
@@ -35,11 +37,30 @@ def add_sequence(scene, sequence: Sequence, name: str, marks: dict[str, str]):
     return node
 
 
+def browsed(sequence: Sequence) -> bool:
+    """Whether its masks are looked up by number (layers, units) instead of played."""
+    return sequence.kind == "mask" and sequence.index != "step"
+
+
+def mark(sequence: Sequence) -> str:
+    """What ends the name of the sequence's proxy."""
+    return BROWSE if browsed(sequence) else STEP
+
+
+def cropped(sequence: Sequence) -> Sequence:
+    """The same without the margin that is empty in every one of its masks; one lattice, so that they are saved as one file."""
+    boxes = np.array([layers.bounds(mask.array) for _, mask in sequence.items])
+    low, high = (tuple(int(v) for v in one) for one in (boxes[:, 0].min(0), boxes[:, 1].max(0)))
+    return dataclasses.replace(sequence, items=[(number, mask.crop(low, high)) for number, mask in sequence.items])
+
+
 def add_proxy(scene, sequence: Sequence, name: str, input_node, browser, node):
     """The volume a view shows while somebody scrubs, with the display of its kind."""
     volume = sequence.items[-1][1]
     class_name = "vtkMRMLLabelMapVolumeNode" if sequence.kind == "mask" else "vtkMRMLScalarVolumeNode"
-    proxy = layers.add_volume(scene, volume, scene.GenerateUniqueName(f"{sequence.title or name} (step)"), class_name)
+    proxy = layers.add_volume(
+        scene, volume, scene.GenerateUniqueName(f"{sequence.title or name} {mark(sequence)}"), class_name
+    )
     if sequence.kind == "mask":
         shown = slicer.vtkMRMLLabelMapVolumeDisplayNode()
         shown.SetName(f"{proxy.GetName()} display")

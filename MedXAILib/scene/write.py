@@ -8,17 +8,23 @@ import slicer
 
 from ..explanation import Curve, Explanation, Layer, Patch, Point
 from ..volume import Volume
-from . import charts, layers, remove, repeat, segments, sequences
-from .nodes import INPUT, NAME, RUN, STEP, hierarchy, modifying, place, sign
+from . import charts, colors, layers, pick, remove, repeat, segments, sequences
+from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place, sign
 
 #: What a preview is when nobody says (by the explanation's name).
-KINDS = {"dream": "image", "mask": "mask", "change": "signed", "heat": "positive", "relevance": "signed"}
+KINDS = {"dream": "image", "mask": "mask", "map": "mask", "change": "signed", "heat": "positive", "relevance": "signed"}
+#: Colours of masks that are seen together.
+COLOURS = {pick.SEGMENT: colors.MASK, "output": colors.OUTPUT}
 #: What is known of a curve before its explanation is there.
 LIVE = {
     "curves": {"title": "Response and features", "shown": ("response",), "units": {"response": "logit"}},
     "normalized": {
         "title": "Features along the dream", "value_title": "Normalized value (0: reference mean, 1: one SD)",
         "bands": {"reference ± 1 SD": (-1.0, 1.0)},
+    },
+    "transition": {
+        "title": "From image to output", "index": "layer", "index_title": "Layer (0: input image)",
+        "value_title": "SA score (Dice)", "shown": ("SA score",), "limits": (0.0, 1.0),
     },
 }  # fmt: skip
 
@@ -105,14 +111,19 @@ class Run:
             self._map(name, layer)
         for name, mask in explanation.masks.items():
             self._mask(name, mask, explanation.provenance)
-        for name, curve in explanation.curves.items():
-            self._curve(name, curve)
+        for name in explanation.curves:
+            self._curve(name, charts.grouped(explanation, name))
         for name, table in explanation.tables.items():
             self._keep(charts.add_plain_table(self.scene, table, name), name)
         self._sequences(explanation, known)
         self._neuron(explanation.provenance)
         self._words(explanation)
         self._drop(explanation)
+        first = next(
+            (name for name, one in explanation.sequences.items() if sequences.browsed(one) and one.items), None
+        )
+        if first is not None:
+            pick.show(self.scene, self.id, first, explanation.sequences[first].items[-1][0])
         for node in remove.nodes_of(self.scene, self.id):
             with modifying(node):
                 for key, value in known.items():
@@ -127,8 +138,11 @@ class Run:
             tree.SetItemAttribute(self.folder, key, value)
         self.views.input = None  # from now on the views' background is the person's own
         if self.shows:
-            layers.show_again(self.scene, self.id, self.inputs[0] if self.nodes else None)
-            for name in ("normalized", *self.curves):
+            if first is not None:
+                self.views.show_alone(self.inputs[0])
+            else:
+                layers.show_again(self.scene, self.id, self.inputs[0] if self.nodes else None)
+            for name in ("normalized", "transition", *self.curves):
                 if name in self.curves and self.curves[name]["series"]:
                     charts.show_chart(self.scene, self.curves[name]["chart"])
                     break
@@ -152,14 +166,18 @@ class Run:
 
     def _drop(self, explanation: Explanation) -> None:
         """What was shown on the way but is no part of the result goes."""
-        known = {*explanation.maps, *(f"{name} {STEP}" for name in explanation.sequences)}
+        known = {*explanation.maps, *(f"{name} {sequences.mark(one)}" for name, one in explanation.sequences.items())}
+        masks = {
+            *explanation.masks,
+            *(pick.SEGMENT for one in explanation.sequences.values() if sequences.browsed(one)),
+        }
         gone = [self.nodes.pop(name) for name in list(self.nodes) if name not in known]
         for name in [name for name in self.curves if name not in explanation.curves]:
             made = self.curves.pop(name)
             gone += [*made["series"], made["chart"], made["table"]]
         if self.masks is not None:
             for name in self.masks.GetSegmentation().GetSegmentIDs():
-                if name not in explanation.masks:
+                if name not in masks:
                     self.masks.GetSegmentation().RemoveSegment(name)
         for node in gone:
             self.scene.RemoveNode(node)  # views and displays follow, as when somebody deletes it by hand
@@ -181,11 +199,16 @@ class Run:
         if self.masks is None:
             self.masks = segments.add_segmentation(self.scene, "Masks", self.inputs[0])
             self._keep(self.masks, "masks", spatial=True)
+            if self.shows and not self.nodes:
+                self.views.show_alone(self.inputs[0])
         grid = data.ijk_to_ras if isinstance(data, Volume) else segments.grid_of(self.inputs[0])
         terminology = (provenance or {}).get("terminology") or ""
         if isinstance(terminology, dict):
             terminology = terminology.get(name, "")
-        segments.set_mask(self.masks, name, data, grid, terminology=terminology)
+        fresh = self.masks.GetSegmentation().GetSegment(name) is None
+        segments.set_mask(self.masks, name, data, grid, COLOURS.get(name), terminology)
+        if fresh and name == pick.SEGMENT:
+            segments.fill(self.masks, name, pick.FILL)
 
     def _curve(self, name: str, curve: Curve) -> None:
         if name in self.curves:
@@ -201,23 +224,26 @@ class Run:
             self._keep(series, name)
 
     def _sequences(self, explanation: Explanation, known: dict[str, str]) -> None:
-        items = []
+        steps, rest = [], []
         for name, sequence in explanation.sequences.items():
             if sequence.items:
-                node = sequences.add_sequence(
-                    self.scene, sequence, name, {**known, RUN: self.id, NAME: f"{name} {STEP}"}
-                )
+                browsed = sequences.browsed(sequence)
+                sequence = sequences.cropped(sequence) if browsed else sequence
+                marks = {**known, RUN: self.id, NAME: f"{name} {sequences.mark(sequence)}"}
+                node = sequences.add_sequence(self.scene, sequence, name, marks)
                 if sequence.thinned:
                     node.SetAttribute("MedXAI.Thinned", str(sequence.thinned))
-                items.append((sequence, name, self._keep(node, name)))
-        if not items:
-            return
-        title = f"{hierarchy(self.scene).GetItemName(self.folder)} steps"
-        browser, proxies = sequences.add_browser(self.scene, self.host, title, items, self.inputs[0])
-        self._keep(browser, "steps")
-        for proxy, (_, name, _) in zip(proxies, items):
-            self._keep(proxy, f"{name} {STEP}", spatial=True)
-            self.nodes[f"{name} {STEP}"] = proxy
+                (rest if browsed else steps).append((sequence, name, self._keep(node, name)))
+        # What is played moves together; what is looked up has a browser each.
+        for name, items in [("steps", steps), *((one[1], [one]) for one in rest)]:
+            if not items:
+                continue
+            title = f"{hierarchy(self.scene).GetItemName(self.folder)} {name}"
+            browser, proxies = sequences.add_browser(self.scene, self.host, title, items, self.inputs[0])
+            self._keep(browser, name)
+            for proxy, (sequence, one, _) in zip(proxies, items):
+                self.nodes[f"{one} {sequences.mark(sequence)}"] = proxy
+                self._keep(proxy, f"{one} {sequences.mark(sequence)}", spatial=True)
 
     def _neuron(self, provenance: dict) -> None:
         point = provenance.get("neuron_ras") or provenance.get("point_ras")

@@ -1,0 +1,107 @@
+"""Masks that are looked up by number (layers, units, noise levels): the one that was chosen is the segment `map` of its run."""
+
+from __future__ import annotations
+
+from ..errors import MedXAIError
+from ..volume import Volume
+from . import colors, segments
+from .nodes import name_of, of_run, voxels
+
+SEGMENT, FILL = "map", 0.35
+SHOWN = "MedXAI.Shown"  # attribute of the segmentation: the sequence and the number that are shown
+
+
+def show(scene, run: str, sequence: str, number: int) -> str:
+    """Show one mask of a run: written into the segment `map`, which is named for it. Nothing is computed anew.
+
+    Parameters
+    ----------
+    run : str
+        As `remove.run_of` gives it.
+    sequence : str
+        The explanation's name of the sequence, such as ``layers``, ``units`` or ``noise-0.3``.
+    number : int
+        Of the layer, or of the unit.
+
+    Returns
+    -------
+    str
+        What is shown, such as ``17 merge.3.0``.
+
+    Raises
+    ------
+    MedXAIError
+        When that mask was not kept, or somebody removed it.
+    """
+    node, masks = (
+        _node(scene, run, sequence, "vtkMRMLSequenceNode"),
+        _node(scene, run, "masks", "vtkMRMLSegmentationNode"),
+    )
+    title = title_of(scene, run, sequence, number)
+    frame = node.GetDataNodeAtValue(str(int(number))) if node is not None else None
+    if frame is None or masks is None:
+        raise MedXAIError(f"The map '{title}' is not in the scene: it was not kept (memory budget), or was removed.")
+    made = masks.GetSegmentation().GetSegment(SEGMENT) is None
+    grid = segments.grid_of(frame)
+    segments.set_mask(masks, SEGMENT, Volume(voxels(frame.GetImageData()), grid, SEGMENT), grid, colors.MASK)
+    if made:
+        segments.fill(masks, SEGMENT, FILL)
+    masks.GetSegmentation().GetSegment(SEGMENT).SetName(title)
+    masks.SetAttribute(SHOWN, f"{sequence}:{int(number)}")
+    return title
+
+
+def shown(scene, run: str) -> tuple[str, int] | None:
+    """The sequence and the number that are shown; None when the run shows none."""
+    masks = _node(scene, run, "masks", "vtkMRMLSegmentationNode")
+    told = masks.GetAttribute(SHOWN) if masks is not None else None
+    return (told.rpartition(":")[0], int(told.rpartition(":")[2])) if told else None
+
+
+def numbers(scene, run: str, sequence: str) -> list[int]:
+    """The numbers that were kept of a sequence; empty when there is no such sequence."""
+    node = _node(scene, run, sequence, "vtkMRMLSequenceNode")
+    return (
+        [int(float(node.GetNthIndexValue(n))) for n in range(node.GetNumberOfDataNodes())] if node is not None else []
+    )
+
+
+def levels(scene, run: str) -> list[float]:
+    """The noise levels whose maps were kept, in order."""
+    names = [name_of(scene, node) for node in of_run(scene, run) if node.IsA("vtkMRMLSequenceNode")]
+    return sorted(float(name.removeprefix("noise-")) for name in names if name.startswith("noise-"))
+
+
+def title_of(scene, run: str, sequence: str, number: int) -> str:
+    """What a person calls a mask: ``17 merge.3.0``, ``unit 12 of conv2d_17``, ``17 merge.3.0, noise 0.3``."""
+    if sequence == "units":
+        row = next(rows(scene, run, "units", ("number", "unit", "layer"), number), None)
+        return f"unit {row[1]} of {row[2]}" if row else f"unit {number}"
+    row = next(rows(scene, run, "layers", ("number", "layer", "path"), number), None)
+    title = layer_title(number, *row[1:]) if row else f"{sequence} {number}"
+    return f"{title}, noise {sequence.removeprefix('noise-')}" if sequence.startswith("noise-") else title
+
+
+def layer_title(number: int, layer: str, path: str) -> str:
+    """What a person calls a layer: its number, and its module where that is known."""
+    return f"{number} {path or layer}" if number else "input image"
+
+
+def rows(scene, run: str, table: str, columns: tuple[str, ...], number: int | None = None):
+    """Rows of a run's table as text, whole numbers without a point; those whose first column is ``number``, or all."""
+    node = _node(scene, run, table, "vtkMRMLTableNode")
+    inner = node.GetTable() if node is not None else None
+    if inner is None or any(inner.GetColumnByName(name) is None for name in columns):
+        return
+    for n in range(inner.GetNumberOfRows()):
+        if number is None or inner.GetValueByName(n, columns[0]).ToDouble() == number:
+            yield tuple(_text(inner.GetValueByName(n, name)) for name in columns)
+
+
+def _text(value) -> str:
+    text = value.ToString()
+    return text.removesuffix(".0") if value.IsNumeric() else text
+
+
+def _node(scene, run: str, name: str, kind: str):
+    return next((node for node in of_run(scene, run) if node.IsA(kind) and name_of(scene, node) == name), None)
