@@ -30,12 +30,27 @@ def pairs(folder) -> list[tuple[str, Path, Path]]:
     return found
 
 
+def incomplete(folder) -> dict[str, str]:
+    """Files in the places of cases that belong to no pair, each with what is missing; such cases are not in `pairs`."""
+    folder = Path(folder)
+    used = {path for _, *paths in pairs(folder) for path in paths}
+    places = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    found = {}
+    for place in (folder, *sorted(places)):
+        for path in _files(place).values():
+            if path not in used:
+                stem = path.name.lower().split(".")[0]
+                mask = place.name in _MASK_FOLDERS or stem in _MASK_NAMES or stem.endswith(_MASK_WORDS)
+                found[str(path.relative_to(folder))] = f"no {'image' if mask else 'mask'} belongs to it"
+    return found
+
+
 def _files(folder) -> dict[str, Path]:
     """File name without its ending -> file, of the volumes in a folder."""
     found = {}
     for path in sorted(folder.iterdir()):
         ending = next((e for e in _ENDINGS if path.name.lower().endswith(e)), None)
-        if ending and path.is_file() and not path.name.startswith("."):
+        if ending and not path.is_dir() and not path.name.startswith("."):
             found.setdefault(path.name[: -len(ending)], path)
     return found
 

@@ -93,13 +93,14 @@ def _method_parser(commands, name, cls):
     }
     parser = commands.add_parser(name, help=titles[name], description=titles[name])
     parser.add_argument("--model", required=True, type=Path, help="model folder (with model.json)")
-    parser.add_argument(
-        "--volume",
-        required=True,
-        type=Path,
-        action="append",
-        help="image file or DICOM folder; once per channel of the network",
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument(
+        "--volume", type=Path, action="append", help="image file or DICOM folder; once per channel of the network"
     )
+    if name == "ability":
+        inputs.add_argument(
+            "--cohort", type=Path, metavar="FOLDER", help="a study of all image and mask pairs in a folder: see the README"
+        )  # fmt: skip
     parser.add_argument("--segmentation", type=Path, help="file with segments")
     parser.add_argument("--segment", help="name, or label value, of one of its segments")
     parser.add_argument("--output", required=True, type=Path, help="a new folder for the results")
@@ -196,6 +197,8 @@ def _method(options) -> int:
     output.check_new_folder(options.output)
     names = [one.name for one in settings.about(options.settings_class)]
     chosen = options.settings_class.from_json({k: v for k, v in vars(options).items() if k in names})
+    if getattr(options, "cohort", None):
+        return _cohort(options, chosen)
     if options.segment and not options.segmentation:
         raise MedXAIError("--segment names a segment of --segmentation FILE, which is missing.")
     from . import io
@@ -216,6 +219,42 @@ def _method(options) -> int:
     _tell(
         explanation, options.output, not options.no_scene and not any("scene.mrb" in n for n in left_out), options.json
     )
+    return DONE
+
+
+def _cohort(options, chosen) -> int:
+    from . import output
+    from .evaluation import cohort, picture, resumable
+    from .models import load
+
+    if options.segmentation:
+        raise MedXAIError("The cases of --cohort bring their own masks; leave --segmentation out.")
+    progress, kept = _Progress(options.json), 0
+    try:
+        with resumable(options.output) as folder:
+            log = folder / "cases.jsonl"
+            try:
+                model = load(options.model, device=chosen.device, trusted=_trusted(options))
+                explanation = progress.drive(cohort(model, options.cohort, chosen, options.segment, log))
+                explanation.provenance["command"] = ["medxai", *options.arguments]
+                if not options.no_scene:
+                    try:
+                        picture(explanation, folder / "report.png")
+                    except MedXAIError as error:
+                        explanation.notes.append(f"report.png was not written: {error.message}")
+                output.write(explanation, [], None, folder, scene=False)
+            finally:
+                kept = len(log.read_bytes().splitlines()) - 1 if log.exists() else 0
+    except KeyboardInterrupt:
+        if not kept:
+            raise
+        print(
+            f"medxai: cancelled; {kept} finished cases are kept in '{folder}', and the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return CANCELLED
+    progress.end()
+    _tell(explanation, options.output, False, options.json)
     return DONE
 
 

@@ -1,0 +1,103 @@
+"""Results that outlive a stop: a folder that is complete or not there, and beside it what is finished so far."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+from ..errors import MedXAIError
+from ..files import check_new_folder, disk_error, plain
+
+
+@contextlib.contextmanager
+def resumable(folder):
+    """A folder that gets its name when it is complete; until then, also after a stop, it is ``.NAME.partial`` beside it.
+
+    Left without a file in it, it is removed.
+
+    Raises
+    ------
+    MedXAIError
+        When the folder exists already, cannot be made, or the disk is full (``kind="disk"``; what is finished stays).
+    """
+    check_new_folder(folder)
+    folder = Path(folder).absolute()
+    partial = folder.with_name(f".{folder.name}.partial")
+    made = [one for one in (partial, *partial.parents) if not one.exists()]
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.rename(folder)
+    except OSError as error:
+        raise _with_hint(disk_error(error, folder), partial) from error
+    except MedXAIError as error:
+        raise _with_hint(error, partial) from None
+    finally:
+        for one in made:
+            try:
+                one.rmdir()
+            except OSError:  # it holds something, or has its name
+                break
+
+
+def _with_hint(error: MedXAIError, partial: Path) -> MedXAIError:
+    if error.kind in ("disk", "memory") and partial.is_dir() and any(partial.iterdir()):
+        error.hint = f"What is finished is kept in '{partial}', and the same command goes on from there."
+    return error
+
+
+class Log:
+    """Finished cases, one JSON line each behind a first line that says of what study; a torn last line is dropped.
+
+    Parameters
+    ----------
+    path : path or None
+        None: nothing is kept.
+    about : dict
+        What must be the same for the cases to belong together, by name.
+
+    Attributes
+    ----------
+    rows : list of dict
+        What was there already.
+
+    Raises
+    ------
+    MedXAIError
+        When the file belongs to another study.
+    """
+
+    def __init__(self, path, about: dict):
+        self.path, self.about, self.rows = path and Path(path), json.loads(json.dumps(plain(about))), []
+        if self.path is None or not self.path.exists():
+            return
+        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+        try:
+            first, *self.rows = [json.loads(line) for line in whole.splitlines()] or [self.about]
+            there = dict(first)
+        except (ValueError, TypeError):
+            raise MedXAIError(f"'{self.path}' is not a list of finished cases; remove '{self.path.parent}'.") from None
+        differs = sorted(name for name in {*there, *self.about} if there.get(name) != self.about.get(name))
+        if differs:
+            raise MedXAIError(
+                f"'{self.path.parent}' holds {len(self.rows)} finished cases of another study ({', '.join(differs)} differ); "
+                "give the same model and settings to go on with it, choose another output folder, or remove that one."
+            )
+        if torn or not whole:
+            self._write(whole + b"\n" if whole else b"", "wb")
+
+    def add(self, row: dict) -> None:
+        """Keep one more finished case."""
+        if self.path is None:
+            return
+        lines = [row] if self.path.exists() and self.path.stat().st_size else [self.about, row]
+        text = "".join(json.dumps(plain(one), ensure_ascii=False, allow_nan=False) + "\n" for one in lines)
+        self._write(text.encode("utf-8"), "ab")
+
+    def _write(self, data, mode):
+        try:
+            with self.path.open(mode) as file:
+                file.write(data)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
