@@ -117,7 +117,7 @@ def fields(cases: Cases, settings: SegmentationSettings, command: str) -> dict:
             "spatial_dims": 2,
             "channels": ["image"],
             "orientation": cases.orientation,
-            "spacing": cases.spacing and list(cases.spacing),
+            "spacing": list(cases.spacing) if cases.spacing and not settings.size else None,
             "multiple_of": 2 ** (LEVELS - 1),
             "intensity": intensity,
         }
