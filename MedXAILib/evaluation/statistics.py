@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from dataclasses import dataclass
@@ -69,11 +70,12 @@ def estimate(statistic, *columns, seed: int = 0) -> Estimate:
     value = float(statistic(*columns, axis=-1))
     if n < FEWEST:
         return Estimate(value, math.nan, math.nan, n)
+    name = "rng" if "rng" in inspect.signature(stats.bootstrap).parameters else "random_state"  # SciPy before 1.15
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of resamples that are all the same: told by the NaN below
         found = stats.bootstrap(
             tuple(columns), statistic, n_resamples=RESAMPLES, batch=max(1, 2**20 // n), paired=True, vectorized=True,
-            method="BCa", random_state=np.random.default_rng(seed),
+            method="BCa", **{name: np.random.default_rng(seed)},
         )  # fmt: skip
     low, high = (float(v) for v in found.confidence_interval)
     if math.isnan(low) and np.ptp(found.bootstrap_distribution) < 1e-9:  # such as points on a line

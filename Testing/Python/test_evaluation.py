@@ -48,8 +48,9 @@ def test_correlations_are_those_of_the_hand_and_of_scipy():
     assert spearman(*rows, axis=1) == pytest.approx([float(spearman(a, b)) for a, b in zip(*rows)])
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(monkeypatch):
     """On normal data the truth is known; of 60 intervals of 95 %, fewer than 52 would hold it with a chance below 1 in 100."""
+    monkeypatch.setattr("MedXAILib.evaluation.statistics.RESAMPLES", 1999)
     random, held, truth = np.random.default_rng(1), 0, 0.6
     for n in range(60):
         x, e = random.normal(size=(2, 60))
@@ -364,6 +365,43 @@ def test_bad_cases_are_reported_and_skipped(room, capsys):
     assert about["scores"]["skipped"] == 6 and about["self_checks"]["all_cases"]["passed"] is False
     assert any(note.startswith("6 of 10 cases were skipped (") for note in about["notes"])
     assert about["scores"]["pearson_low"] is None and any("an interval needs 8" in note for note in about["notes"])
+
+
+@pytest.mark.parametrize("slices", ["", "all"])
+def test_slices_of_solid_cases_are_those_of_a_single_run(room, slices):
+    package, folder = room
+    kept(package, (1, 2, 3))
+    for n in range(10):
+        (folder / f"case-{n}.nrrd").unlink()
+        (folder / f"case-{n}_mask.nrrd").unlink()
+    image, mask = bright(3, (5, 30, 34), 12)
+    mask.array[:] = 0
+    mask.array[1, 9:21, 9:12], mask.array[3, 9:21, 9:21] = 1, 1
+    image = image.with_array(
+        (0.1 * np.random.default_rng(0).normal(size=mask.shape) + 2 * mask.array).astype(np.float32)
+    )
+    io.write_volume(folder / "solid.nrrd", image)
+    io.write_volume(folder / "solid_label.nrrd", mask)
+    model, settings = load(package.folder, device="cpu"), AbilitySettings(slice=slices, device="cpu")
+    alone = run(REGISTRY["ability"](model, [image], settings, mask))
+    found = run(cohort(model, folder, settings)).tables["cases"].columns
+    assert found["dice"] == [alone.scores["output_dice"]] and found["mean_sa"] == [alone.scores["mean_sa"]]
+    assert found["slice"] == ["k:3" if not slices else "k:0 to k:4"]
+    # The region's share of the voxels of the one slice, or of all five; the gradient within it is 1 over its size (times 8: the last layer).
+    expected = np.std((1, 2, 3)) * 8 / (30 * 34 * (5 if slices else 1))
+    assert found["vog"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_figures_on_one_page(room, monkeypatch):
+    pytest.importorskip("matplotlib")
+    package, folder = room
+    options = ["ability", "--model", package.folder, "--cohort", folder, "--device", "cpu", "--output"]
+    assert cli.main([*options, folder.parent / "out"]) == 0
+    assert (folder.parent / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main([*options, folder.parent / "without"]) == 0
+    about = json.loads((folder.parent / "without" / "explanation.json").read_text(encoding="utf-8"))
+    assert any("report.png was not written: The report needs matplotlib" in note for note in about["notes"])
 
 
 def test_an_empty_output_is_ranked_first_and_left_out_of_the_correlation(room):
