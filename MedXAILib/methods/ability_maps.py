@@ -51,11 +51,12 @@ class Plan:
             ]
 
     def decide(self, how: str) -> None:
-        """Keep the layers' outputs of a pass where the memory suffices, or where ``how`` says so."""
-        shape = tuple(s.stop - s.start for s in self.tiles[0][1])
+        """Keep the layers' outputs of a pass where the memory suffices, or where ``how`` says so; windows are blended first."""
         have = memory.available(self.model.device)
-        need = self.model.estimate_bytes(shape, gradient=False) + reading.bytes_of(self.layers)
-        self.kept = len(self.tiles) == 1 and (how == "kept" or (how == "auto" and (have is None or need < 0.8 * have)))
+        shape = self.parts[0].prepared.shape
+        need = self.model.estimate_bytes(shape, gradient=False) + len(self.parts) * reading.bytes_of(self.layers)
+        fits = how == "kept" or (how == "auto" and (have is None or need < 0.8 * have))
+        self.kept = len(self.tiles) == len(self.parts) and fits
 
     def soft(self, logits: Tensor) -> Tensor:
         """The soft masks of background and objects, (1, K, *shape): B of eq. 6 and what is left of it."""
@@ -119,32 +120,24 @@ class Study:
 
         Notes
         -----
-        One image whose layers fit into memory takes one pass. Otherwise the output comes first (one pass more); several tiles or slices
-        share their prototypes, whose sums take another.
+        Layers that fit into memory take one pass. Otherwise the output comes first (one pass more), and several tiles or slices, which
+        share their prototypes, take another for the sums.
         """
-        plan, images, references = self.plan, self.images, self.references
-        if plan.kept:
-            tile, held = plan.tiles[0], []
-            for layer, value in _features(plan, images[0]):
-                held.append((layer, value))
-                yield 0.7 * len(held) / (2 + len(plan.layers)), None
-            _, logits = held.pop()
-            weights = _Weights(plan, plan.soft(logits), plan.parts[0].inside)
-            self.settle(0, logits, references[0])
-            for done in range(len(held)):
-                layer, value = held[done]
-                held[done] = None  # freed once it is mapped
-                _one(self, layer, tile, lambda channels, v=value: separation(v, weights(v), channels)[0])
-                yield 0.7 + 0.3 * (done + 1) / len(held), layer
-            return
-
-        soft = []
-        for n, image in enumerate(images):
-            logits = sliding_logits(plan.model, image)
+        plan = self.plan
+        soft, held = [], []
+        for n, image in enumerate(self.images):
+            if plan.kept:
+                held.append([])
+                for layer, value in _features(plan, image):
+                    held[n].append((layer, value))
+                    yield 0.5 * (n + len(held[n]) / (2 + len(plan.layers))) / len(self.images), None
+                _, logits = held[n].pop()
+            else:
+                logits = sliding_logits(plan.model, image)
+                yield 0.5 * (n + 1) / len(self.images), None
             soft.append(plan.soft(logits))
-            self.settle(n, logits, references[n])
-            yield 0.3 * (n + 1) / len(images), None
-        del logits
+            self.settle(n, logits, self.references[n])
+            del logits
 
         def features():
             """Every layer of every tile, with its weights: those of the tile's own part of the image."""
@@ -153,34 +146,29 @@ class Study:
                 inside[own] = plan.parts[n].inside[own]
                 at = (slice(None), slice(None), *window)
                 weights = _Weights(plan, soft[n][at], inside[window])
-                for count, (layer, value) in enumerate(_features(plan, images[n][at])):
+                for count, (layer, value) in enumerate(held[n] if plan.kept else _features(plan, self.images[n][at])):
                     if layer is not None:
-                        yield (
-                            (number + count / (2 + len(plan.layers))) / len(plan.tiles),
-                            (n, window, own),
-                            layer,
-                            value,
-                            weights(value),
-                        )
+                        done = 0.5 + 0.5 * (number + count / (2 + len(plan.layers))) / len(plan.tiles)
+                        yield done, (n, window, own), layer, value, weights(value)
 
         if len(plan.tiles) == 1:
             for done, tile, layer, value, w in features():
                 _one(self, layer, tile, lambda channels, v=value, w=w: separation(v, w, channels)[0])
-                yield 0.3 + 0.7 * done, layer
+                yield done, layer
             return
         sums, offsets = {}, {}
         for done, _, layer, value, w in features():
             offset = offsets.setdefault(layer, value[0].flatten(1).mean(1))
             before = sums.get(layer, (0, 0))
             sums[layer] = before[0] + weighed(value, w, offset), before[1] + w[0].flatten(1).sum(1)
-            yield 0.3 + 0.35 * done, None
+            yield done / 2 + 0.25, None
         for done, tile, layer, value, _ in features():
 
             def separate(channels, v=value, layer=layer):
                 return separation_from(v, *sums[layer], offsets[layer], channels)
 
             _one(self, layer, tile, separate)
-            yield 0.65 + 0.35 * done, None
+            yield done / 2 + 0.5, None
 
     def settle(self, part: int, logits: Tensor, reference: Tensor | None) -> None:
         """The thresholded output of an image, and what its maps are compared with (None: that output)."""

@@ -87,8 +87,9 @@ def separation(features: Tensor, weights: Tensor, channels: bool = False) -> tup
 
 def weighed(features: Tensor, weights: Tensor, offset: Tensor) -> Tensor:
     """Σ w_k (f − offset), (K, C), of one tile (1, C, *low) of an image; ``offset`` (C,) is any point near the features."""
-    flat, weights = features[0].flatten(1), weights[0].flatten(1)
-    return torch.cat([weights @ (part - at[:, None]).T for part, at in _pairs(flat, offset)], 1)
+    weights = weights.flatten(2)  # a batch of one: a product of matrices this thin is slow
+    parts = _pairs(features[0].flatten(1), offset)
+    return torch.cat([weights @ (part - at[:, None]).T[None] for part, at in parts], 2)[0]
 
 
 def separation_from(features: Tensor, weighed: Tensor, sums: Tensor, offset: Tensor, channels: bool = False) -> Tensor:
