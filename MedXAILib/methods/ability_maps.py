@@ -149,18 +149,19 @@ class Study:
                 for count, (layer, value) in enumerate(held[n] if plan.kept else _features(plan, self.images[n][at])):
                     if layer is not None:
                         done = 0.5 + 0.5 * (number + count / (2 + len(plan.layers))) / len(plan.tiles)
-                        yield done, (n, window, own), layer, value, weights(value)
+                        yield done, (n, window, own), layer, value, weights
 
         if len(plan.tiles) == 1:
             for done, tile, layer, value, w in features():
-                _one(self, layer, tile, lambda channels, v=value, w=w: separation(v, w, channels)[0])
+                _one(self, layer, tile, lambda channels, v=value, w=w: separation(v, w(v), channels)[0])
                 yield done, layer
             return
         sums, offsets = {}, {}
         for done, _, layer, value, w in features():
             offset = offsets.setdefault(layer, value[0].flatten(1).mean(1))
             before = sums.get(layer, (0, 0))
-            sums[layer] = before[0] + weighed(value, w, offset), before[1] + w[0].flatten(1).sum(1)
+            here = w(value)
+            sums[layer] = before[0] + weighed(value, here, offset), before[1] + here[0].flatten(1).sum(1)
             yield done / 2 + 0.25, None
         for done, tile, layer, value, _ in features():
 
@@ -181,16 +182,15 @@ class Study:
 
     def add(self, key, part: int, own, maps: Tensor) -> None:
         """Take in maps (M, *own shape) of units ``key`` + (0, 1, …), or of a layer."""
-        g, b = self.reference[part][own], self.outputs[part][own]
-        counts = torch.stack([torch.count_nonzero(m.flatten(1), 1) for m in (maps, maps & g, maps & b)], 1)
-        unit = isinstance(key, tuple)
-        keys = [(key[0], key[1] + n) for n in range(len(maps))] if unit else [key]
-        for one, row in zip(keys, counts.tolist()):
-            self.counts[one] = self.counts.get(one, 0) + np.array(row, np.int64)
         found = maps.cpu().numpy()
+        g, b = (m[part][own].cpu().numpy() for m in (self.reference, self.outputs))
+        unit = isinstance(key, tuple)
         if unit:
             self.heat[part][own] += found.sum(0, dtype=np.float32)
-        for one, each in zip(keys, found):
+        for n, each in enumerate(found):
+            one = (key[0], key[1] + n) if unit else key
+            row = [np.count_nonzero(m) for m in (each, each & g, each & b)]
+            self.counts[one] = self.counts.get(one, 0) + np.array(row, np.int64)
             if one not in self.maps and self.keep(one):
                 self.maps[one] = [np.zeros(p.prepared.shape, bool) for p in self.plan.parts]
             if one in self.maps:

@@ -153,7 +153,8 @@ class _Total:
         """On the grid of the features; where nothing has the weight (N, K) of a prototype everything is the other class."""
         total = torch.cat(self.each, 2) if self.channels else self.values - self.constant
         no_object, no_background = sums[:, 1:] <= 0, sums[:, :1] <= 0
-        shape = (*total.shape[:2], *(1,) * (total.ndim - 2))
-        total = torch.where(no_object.reshape(shape), -1.0, total)
-        total = torch.where((no_background & ~no_object).reshape(shape), 1.0, total)
+        if bool(no_object.any() | no_background.any()):
+            shape = (*total.shape[:2], *(1,) * (total.ndim - 2))
+            total = torch.where(no_object.reshape(shape), -1.0, total)
+            total = torch.where((no_background & ~no_object).reshape(shape), 1.0, total)
         return total.unflatten(-1, features.shape[2:])

@@ -23,7 +23,7 @@ def describe(folder, trusted: Collection[str] = ()) -> dict:
     -------
     dict
         ``name``, ``task``, ``folder``, ``format``, ``sha256``, ``is_program``, ``trusted``, ``labels``, ``activation``,
-        ``input``, ``network``, ``parameters``, ``layers`` (each ``name``, ``kind``, ``operation``, ``shape``), ``trace_size``,
+        ``input``, ``network``, ``parameters``, ``layers`` (each ``name``, ``kind``, ``operation``, ``shape``, ``path``, and for blocks ``number``, ``group``), ``trace_size``,
         ``receptive_field``, and ``about``.
     """
     package = Package.read(folder)
@@ -57,9 +57,12 @@ def describe(folder, trusted: Collection[str] = ()) -> dict:
         try:
             _, size = graph.small(model)
             result["layers"] = [
-                {"name": one.name, "kind": one.kind, "operation": one.operation, "shape": list(one.shape)}
+                {
+                    "name": one.name, "kind": one.kind, "operation": one.operation, "shape": list(one.shape), "path": one.path,
+                    "number": one.number or None, "group": one.group,
+                }
                 for one in model.layers()
-            ]
+            ]  # fmt: skip
             result["trace_size"] = list(size)
             field = model.receptive_field(size)
             result["receptive_field"] = {
@@ -114,7 +117,8 @@ def text(found: dict) -> str:
         width = max((len(one["name"]) for one in found["layers"]), default=0)
         for one in found["layers"]:
             shape = " × ".join(map(str, one["shape"]))
-            lines.append(f"    {one['name']:<{width}}  {one['kind']:<22}  {shape}")
+            block = f"{one['number']:>3} {one['group']:<5}" if one["number"] else " " * 9
+            lines.append(f"    {block}  {one['name']:<{width}}  {one['kind']:<22}  {shape:<18}  {one['path']}".rstrip())
     return "\n".join(lines)
 
 
