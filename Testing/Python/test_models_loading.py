@@ -421,7 +421,9 @@ def test_describe(tmp_path, data):
     package_of(tmp_path / "m", ".safetensors")
     found = json.loads(json.dumps(describe(tmp_path / "m")))
     assert found["parameters"] == sum(p.numel() for p in network().parameters())
-    assert {"name", "kind", "operation", "shape"} == set(found["layers"][0]) and found["receptive_field"]["exact"]
+    assert {"name", "kind", "operation", "shape", "path", "number", "group"} == set(found["layers"][0]) and found[
+        "receptive_field"
+    ]["exact"]
     from MedXAILib.models.describing import text
 
     assert "PlainUNet" in text(found) and "transposed convolution" in text(found)
