@@ -100,7 +100,7 @@ class SettingsForm:
                 if own[row.name] is not None:
                     self._adopt(row, own[row.name])
                 continue
-            widget = _widget(row)
+            widget = widgetOf(row)
             self._adopt(row, widget)
             label = qt.QLabel(row.about.title + ":")
             label.toolTip = row.toolTip
@@ -142,7 +142,8 @@ class SettingsForm:
             parameterNode.setValue(name, row.default)
 
 
-def _widget(row: Row):
+def widgetOf(row: Row):
+    """The widget of a row."""
     if row.widget == "check":
         return qt.QCheckBox()
     if row.widget == "choice":

@@ -8,6 +8,7 @@ from slicer.i18n import tr as _
 
 from ..errors import MedXAIError
 from .parts import toolButton
+from .segment_row import SegmentRow
 
 
 class NeuronRows:
@@ -26,7 +27,6 @@ class NeuronRows:
     def __init__(self, layout, volumeNode, onChanged):
         self._volumeNode, self._onChanged = volumeNode, onChanged
         self._parameters = None
-        self._updating = False
 
         self.rasEdit = qt.QLineEdit()
         self.crosshairButton = qt.QPushButton(_("Take from crosshair"))
@@ -53,16 +53,13 @@ class NeuronRows:
         self.pointSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._pointChosen)
         layout.addRow(_("Point:"), self.pointSelector)
 
-        self.segmentSelector = slicer.qMRMLSegmentSelectorWidget()
-        self.segmentSelector.noneEnabled = True
-        self.segmentSelector.horizontalLayout = True
-        self.segmentSelector.setMRMLScene(slicer.mrmlScene)
-        self.segmentSelector.toolTip = _(
-            "Without a voxel, the one in this segment that the network is nearest to accepting is taken."
+        self.segmentRow = SegmentRow(
+            layout,
+            _("Best in segment:"),
+            _("Without a voxel, the one in this segment that the network is nearest to accepting is taken."),
+            onChanged,
         )
-        self.segmentSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._segmentChanged)
-        self.segmentSelector.connect("currentSegmentChanged(QString)", self._segmentChanged)
-        layout.addRow(_("Best in segment:"), self.segmentSelector)
+        self.segmentSelector = self.segmentRow.selector
 
         self.infoLabel = qt.QLabel()
         self.infoLabel.wordWrap = True
@@ -74,26 +71,14 @@ class NeuronRows:
     def setParameterNode(self, parameters):
         """Bind the segment to the parameter node (the voxel is a setting, bound by the form)."""
         self._parameters = parameters
+        self.segmentRow.setParameterNode(parameters)
         self.update()
 
     def update(self):
         """Show what the parameter node says."""
-        if self._parameters is None:
-            return
-        self._updating = True
-        self.segmentSelector.setCurrentNode(self._parameters.segmentation)
-        if self._parameters.segmentation is not None and self._parameters.segmentId:
-            self.segmentSelector.setCurrentSegmentID(self._parameters.segmentId)
-        self._updating = False
-        self.describe()
-
-    def _segmentChanged(self, _what=None):
-        if self._updating or self._parameters is None:
-            return
-        with slicer.util.NodeModify(self._parameters):
-            self._parameters.segmentation = self.segmentSelector.currentNode()
-            self._parameters.segmentId = self.segmentSelector.currentSegmentID() or ""
-        self._onChanged()
+        if self._parameters is not None:
+            self.segmentRow.update()
+            self.describe()
 
     def _pointChosen(self, node=None):
         if node is None or node.GetNumberOfControlPoints() == 0:
@@ -168,15 +153,12 @@ class NeuronRows:
     def _bestText(self) -> str:
         if self.segmentSelector.currentNode() is None:
             return _("No voxel: the best place in the whole volume is looked for.")
-        if not self.segmentSelector.currentSegmentID():
-            return _("Choose a segment, or no segmentation.")
-        return _("The best place in this segment is looked for.")
+        return self.segmentRow.problem or _("The best place in this segment is looked for.")
 
     @property
     def segment(self):
         """(segmentation node, segment ID) for "best in segment"; None when a voxel is given or no segment is chosen."""
-        node, segmentId = self.segmentSelector.currentNode(), self.segmentSelector.currentSegmentID()
-        return None if self.rasEdit.text.strip() or node is None or not segmentId else (node, segmentId)
+        return None if self.rasEdit.text.strip() else self.segmentRow.segment
 
 
 def _voxelText(volumeNode, ras) -> str:

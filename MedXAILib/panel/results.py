@@ -1,13 +1,12 @@
-"""What to do with a finished run: scrub its steps, show its chart, repeat it, remove it."""
+"""What to do with a finished run: show its chart, repeat it, remove it; a method adds how its maps are looked through."""
 
 from __future__ import annotations
 
 import qt
 import slicer
-import vtk
 from slicer.i18n import tr as _
 
-from ..scene import charts, layers, remove, repeat
+from ..scene import charts, remove, repeat
 from ..scene.nodes import NAME, RUN, children, hierarchy
 from .parts import button
 from .watch import Watch
@@ -17,6 +16,8 @@ CHART_LAYOUT = 36  # conventional views with a chart (vtkMRMLLayoutNode::SlicerL
 
 class ResultSection:
     """The section for the runs of one method.
+
+    A method's section sets the class attributes and overrides the methods under "what a method adds".
 
     Parameters
     ----------
@@ -30,11 +31,15 @@ class ResultSection:
         Called with a sentence to show.
     """
 
+    title = ""
+    goText = goHelp = ""
+    chartOrder = ("normalized", "transition")  # which chart is shown first
+
     def __init__(self, layout, method: str, onRepeat, onMessage):
         self._method, self._onRepeat, self._onMessage = method, onRepeat, onMessage
         self._layoutBefore = None
         self._live = None
-        self._tree, self._steps = Watch(self._onHierarchy), Watch(self._onBrowser)
+        self._tree = Watch(self._onHierarchy)
         self._updating = False
         self.folders: list[int] = []
 
@@ -45,28 +50,14 @@ class ResultSection:
         self.runCombo.connect("currentIndexChanged(int)", lambda _index: self._choose())
         layout.addWidget(self.runCombo)
 
-        steps = qt.QHBoxLayout()
-        self.stepLabel = qt.QLabel(_("Step:"))
-        self.stepSlider = qt.QSlider(qt.Qt.Horizontal)
-        self.stepSlider.objectName = "stepSlider"
-        self.stepSlider.toolTip = _("Scrub through the steps that were kept; the slice views follow.")
-        self.stepSlider.connect("valueChanged(int)", self._scrub)
-        self.playButton = qt.QToolButton()
-        self.playButton.text = "▶"
-        self.playButton.checkable = True
-        self.playButton.toolTip = _("Play the steps.")
-        self.playButton.connect("toggled(bool)", self._play)
-        steps.addWidget(self.stepLabel)
-        steps.addWidget(self.stepSlider, 1)
-        steps.addWidget(self.playButton)
-        layout.addLayout(steps)
+        self.build(layout)
 
         first, second = qt.QHBoxLayout(), qt.QHBoxLayout()
         self.chartButton = button(first, _("Show chart"), _("Shows the curves beside the slice views; press again for your own layout."), self._chart)  # fmt: skip
         self.chartButton.checkable = True
         self.showButton = button(first, _("Show in views"), _("Puts this run's layers into the slice views; zoom and slice stay."), self.show)  # fmt: skip
-        self.goButton = button(first, _("Go to voxel"), _("Shows the voxel of this run in the slice views; zoom stays."), self.goTo)  # fmt: skip
-        self.repeatButton = button(second, _("Repeat this run"), _("Fills the panel with this run's volume, model, voxel and settings."), self._repeat)  # fmt: skip
+        self.goButton = button(first, self.goText, self.goHelp, self.goTo)  # fmt: skip
+        self.repeatButton = button(second, _("Repeat this run"), _("Fills the panel with this run's inputs and settings."), self._repeat)  # fmt: skip
         self.removeButton = button(second, _("Remove run"), _("Takes everything of this run out of the scene; volumes and models stay."), self._remove)  # fmt: skip
         layout.addLayout(first)
         layout.addLayout(second)
@@ -92,6 +83,23 @@ class ResultSection:
         """The run that is under way: its chart is the one to show."""
         self._live = live
 
+    # -- what a method adds --------------------------------------------------------------------------------------------------
+
+    def build(self, layout):
+        """Widgets between the list of runs and the buttons."""
+
+    def update(self):
+        """Show what the chosen run has."""
+
+    def leave(self):
+        """The chosen run is about to be removed: hold nothing of it."""
+
+    def show(self):
+        """Put this run's layers into the slice views."""
+
+    def goTo(self):
+        """Go to the run's place in the slice views."""
+
     # -- the list of runs --------------------------------------------------------------------------------------------------
 
     def observe(self):
@@ -110,7 +118,6 @@ class ResultSection:
         self._soon.stop()
         self._fitSoon.stop()
         self._tree.clear()
-        self._steps.clear()
 
     def _onHierarchy(self, _caller, _event):
         if not self._soon.active:
@@ -153,8 +160,7 @@ class ResultSection:
     def _choose(self):
         if self._updating:
             return
-        browsers = self.nodes("vtkMRMLSequenceBrowserNode")
-        self._observeBrowser(browsers[0] if browsers else None)
+        self.update()
         known = bool(self.folder)
         for widget in (self.runCombo, self.repeatButton, self.removeButton, self.showButton, self.goButton):
             widget.enabled = known
@@ -166,41 +172,6 @@ class ResultSection:
             return ""
         about = next((n for n in self.nodes("vtkMRMLTextNode") if n.GetAttribute(NAME) == "about"), None)
         return reading(about.GetText()) if about is not None else ""
-
-    # -- steps ---------------------------------------------------------------------------------------------------------------
-
-    def _observeBrowser(self, browser):
-        if browser is not self._steps.object:
-            self._steps.set(browser, vtk.vtkCommand.ModifiedEvent)
-        self._onBrowser()
-
-    def _onBrowser(self, _caller=None, _event=None):
-        browser = self._steps.object
-        items = browser.GetNumberOfItems() if browser is not None else 0
-        self._updating = True
-        self.stepSlider.enabled = self.playButton.enabled = items > 1
-        self.stepSlider.setRange(0, max(0, items - 1))
-        if items:
-            item = browser.GetSelectedItemNumber()
-            self.stepSlider.value = item
-            step = browser.GetMasterSequenceNode().GetNthIndexValue(item) if 0 <= item < items else ""
-            last = browser.GetMasterSequenceNode().GetNthIndexValue(items - 1)
-            self.stepLabel.text = _("Step {step} of {last}").format(step=step, last=last)
-            self.playButton.checked = browser.GetPlaybackActive()
-        else:
-            self.stepLabel.text = _("Step:")
-            self.playButton.checked = False
-        self._updating = False
-
-    def _scrub(self, item):
-        if self._steps.object is not None and not self._updating:
-            self._steps.object.SetSelectedItemNumber(item)
-
-    def _play(self, on):
-        if self._steps.object is not None and not self._updating:
-            if on and self._steps.object.GetSelectedItemNumber() == self._steps.object.GetNumberOfItems() - 1:
-                self._steps.object.SetSelectedItemNumber(0)
-            self._steps.object.SetPlaybackActive(on)
 
     # -- buttons ---------------------------------------------------------------------------------------------------------------
 
@@ -226,7 +197,7 @@ class ResultSection:
             found = {name: made["chart"] for name, made in run.curves.items()}
         else:
             found = {node.GetAttribute(NAME): node for node in self.nodes("vtkMRMLPlotChartNode")}
-        chart = found.get("normalized") or next(iter(found.values()), None)
+        chart = next((found[name] for name in (*self.chartOrder, *found) if name in found), None)
         if chart is not None:
             charts.show_chart(slicer.mrmlScene, chart)
             self.curvesGrew()
@@ -244,24 +215,6 @@ class ResultSection:
             if chart is not None and chart.GetAttribute(RUN):
                 manager.plotWidget(n).plotView().fitToContent()
 
-    def show(self):
-        """This run's layers in the slice views."""
-        if not self.folder:
-            return
-        known = repeat.provenance(slicer.mrmlScene, self.folder)
-        volumes = [n for n in self.nodes("vtkMRMLScalarVolumeNode") if not n.IsA("vtkMRMLLabelMapVolumeNode")]
-        masks = self.nodes("vtkMRMLLabelMapVolumeNode")
-        shown = next((n for n in volumes if "(step)" in (n.GetAttribute(NAME) or "")), volumes[0] if volumes else None)
-        background = known["inputs"][0] if known["inputs"] else None
-        layers.show(slicer.mrmlScene, background, shown, layers.OPAQUE, masks[0] if masks else None)
-        self.showChart()
-
-    def goTo(self):
-        """The run's voxel in the slice views."""
-        points = [n for n in self.nodes("vtkMRMLMarkupsFiducialNode") if n.GetNumberOfControlPoints()]
-        if points:
-            slicer.modules.markups.logic().JumpSlicesToLocation(*points[0].GetNthControlPointPositionWorld(0), False)
-
     def _repeat(self):
         if self.folder:
             self._onRepeat(repeat.provenance(slicer.mrmlScene, self.folder))
@@ -269,7 +222,7 @@ class ResultSection:
     def _remove(self):
         if self.folder:
             name = hierarchy(slicer.mrmlScene).GetItemName(self.folder)
-            self._observeBrowser(None)
+            self.leave()
             remove.remove(slicer.mrmlScene, self.folder)
             self.refresh()
             self._onMessage(_("'{name}' was removed from the scene.").format(name=name))

@@ -170,12 +170,17 @@ def place_of(explanation, volume: Volume) -> tuple[float, float, float]:
     array = interesting(explanation, volume)
     if array is None:
         return volume.index_to_ras([n // 2 for n in volume.shape])
+    return volume.index_to_ras(middle(array))
+
+
+def middle(array: np.ndarray) -> tuple[int, int, int]:
+    """A voxel that is not zero, in the middle of the row with most of them of the slice with most of them."""
     low, high = bounds(array)
     box = array[tuple(slice(a, b) for a, b in zip(low, high))] != 0
     k = int(box.sum((1, 2)).argmax())
     j = int(box[k].sum(1).argmax())
     found = np.flatnonzero(box[k, j])
-    return volume.index_to_ras((low[0] + k, low[1] + j, low[2] + int(found[len(found) // 2])))
+    return low[0] + k, low[1] + j, low[2] + int(found[len(found) // 2])
 
 
 def interesting(explanation, volume: Volume) -> np.ndarray | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..errors import MedXAIError
 from ..volume import Volume
-from . import colors, segments
-from .nodes import name_of, of_run, voxels
+from . import colors, layers, segments
+from .nodes import name_of, of_class, run_id, voxels
 
 SEGMENT, FILL = "map", 0.35
 SHOWN = "MedXAI.Shown"  # attribute of the segmentation: the sequence and the number that are shown
@@ -68,8 +68,50 @@ def numbers(scene, run: str, sequence: str) -> list[int]:
 
 def levels(scene, run: str) -> list[float]:
     """The noise levels whose maps were kept, in order."""
-    names = [name_of(scene, node) for node in of_run(scene, run) if node.IsA("vtkMRMLSequenceNode")]
+    nodes = [node for node in of_class(scene, "vtkMRMLSequenceNode") if run_id(scene, node) == run]
+    names = [name_of(scene, node) for node in nodes]
     return sorted(float(name.removeprefix("noise-")) for name in names if name.startswith("noise-"))
+
+
+def point(scene, series_id: str, row: int) -> tuple[str, int] | None:
+    """The sequence and the number that a point of one of our charts stands for; None for other charts.
+
+    Parameters
+    ----------
+    series_id : str
+        Of the plot series node.
+    row : int
+        Of its table, as a chart view says what was selected.
+    """
+    series = scene.GetNodeByID(series_id or "")
+    run = run_id(scene, series) if series is not None else ""
+    table = series.GetTableNode().GetTable() if run and series.GetTableNode() is not None else None
+    if table is None or not 0 <= row < table.GetNumberOfRows():
+        return None
+    at = table.GetValueByName(row, series.GetXColumnName()).ToDouble()
+    curve = name_of(scene, series)
+    if curve == "ranking":
+        found = next(rows(scene, run, "units", ("rank", "number"), at), None)
+        return ("units", int(found[1])) if found else None
+    if curve == "noise-effect":
+        return series.GetYColumnName().replace(" ", "-"), int(at)
+    return ("layers", int(at)) if curve == "transition" else None
+
+
+def heat(scene, run: str, shown: bool, threshold: float | None = None) -> None:
+    """Lay the run's heat map over the input, or take it away; below ``threshold`` it is transparent."""
+    node = _node(scene, run, "heat", "vtkMRMLScalarVolumeNode")
+    if node is None:
+        return
+    if threshold is not None:
+        display = node.GetDisplayNode()
+        if display.GetLowerThreshold() != threshold:
+            display.SetLowerThreshold(threshold)
+    if shown:
+        layers.show(scene, None, node, layers.OVERLAY)
+    else:
+        for composite in of_class(scene, "vtkMRMLSliceCompositeNode"):
+            layers.clear(composite, {node.GetID()})
 
 
 def title_of(scene, run: str, sequence: str, number: int) -> str:
@@ -104,4 +146,5 @@ def _text(value) -> str:
 
 
 def _node(scene, run: str, name: str, kind: str):
-    return next((node for node in of_run(scene, run) if node.IsA(kind) and name_of(scene, node) == name), None)
+    nodes = (node for node in of_class(scene, kind) if run_id(scene, node) == run)
+    return next((node for node in nodes if name_of(scene, node) == name), None)

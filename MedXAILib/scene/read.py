@@ -9,6 +9,7 @@ from vtk.util import numpy_support
 
 from ..errors import MedXAIError
 from ..volume import Volume, mask_on_grid
+from .layers import middle
 from .nodes import array_of, hierarchy, voxels
 
 _HOUNSFIELD = ("[hnsf'U]", "Hounsfield unit", "Hounsfield Unit", "HU")
@@ -174,6 +175,15 @@ def _warped(labels, between, volume_node):
         labels, grid, result, False, False, between
     )
     return result
+
+
+def inside(segmentation, segment_id: str, volume_node) -> tuple[float, float, float] | None:
+    """A world position in the middle of a segment, to go to; None when there is no such segment or it is empty."""
+    try:
+        mask = segment(segmentation, segment_id, volume_node)
+    except MedXAIError:
+        return None
+    return world(volume_node, mask.index_to_ras(middle(mask.array)))
 
 
 def position(node, world) -> tuple[float, float, float]:

@@ -42,7 +42,7 @@ def provenance(scene, thing) -> dict:
     -------
     dict
         ``method``, ``settings``, ``model`` (name), ``sha256``, ``inputs`` (volume nodes that are still there),
-        ``input_names``, ``segmentation`` (node or None), ``segment`` (id) and ``provenance``, everything that was recorded.
+        ``input_names``, ``segmentation`` (node or None), ``segment`` (id), ``scores`` and ``provenance``, everything that was recorded.
 
     Raises
     ------
@@ -71,6 +71,7 @@ def provenance(scene, thing) -> dict:
         "segmentation": node.GetNodeReference(SEGMENTATION),
         "segment": read("MedXAI.Segment") or "",
         "provenance": json.loads(read("MedXAI.Provenance") or "{}"),
+        "scores": json.loads(read("MedXAI.Scores") or "{}"),
     }
 
 

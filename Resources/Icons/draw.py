@@ -82,6 +82,19 @@ def deep_dream():
     save(figure, "MedXAI/MedXAIDeepDream/Resources/Icons/MedXAIDeepDream.png")
 
 
+def ability():
+    """The way from image to output: scores of layers that rise to an object found."""
+    figure, axes = canvas()
+    tile(axes)
+    axes.add_patch(Ellipse((0.62, 0.66), 0.46, 0.34, angle=25, fc=HOT, ec="none", alpha=0.45, zorder=2))
+    axes.add_patch(Ellipse((0.62, 0.66), 0.46, 0.34, angle=25, fc="none", ec=HOT, lw=4, zorder=3))
+    x, y = [0.16, 0.33, 0.50, 0.67, 0.84], [0.17, 0.22, 0.33, 0.50, 0.70]
+    axes.plot(x, y, color=PAPER, lw=4.5, solid_capstyle="round", zorder=5)
+    for n, (u, v) in enumerate(zip(x, y)):
+        axes.add_patch(Circle((u, v), 0.058, fc=BLUE if n < 4 else HOT, ec=PAPER, lw=2.6, zorder=6))
+    save(figure, "MedXAI/MedXAISegmentationAbility/Resources/Icons/MedXAISegmentationAbility.png")
+
+
 def models():
     """Layers of a network in a folder's place: a stack of planes."""
     figure, axes = canvas()
@@ -119,5 +132,6 @@ def sample():
 if __name__ == "__main__":
     extension()
     deep_dream()
+    ability()
     models()
     sample()

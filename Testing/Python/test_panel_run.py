@@ -18,7 +18,7 @@ from test_panel_logic import write_model
 from MedXAILib.explanation import Layer
 from MedXAILib.panel.live_run import LiveRun
 from MedXAILib.panel.run_state import RunState
-from MedXAILib.scene import layers, read
+from MedXAILib.scene import layers, pick, read, repeat
 from MedXAILib.scene.host import HeadlessHost
 from MedXAILib.scene.nodes import RUN, children, hierarchy, voxels
 from MedXAILib.volume import Volume
@@ -79,10 +79,12 @@ class Desk:
         how = Launch(sys.executable, (str(FAKE),), {**os.environ, "MEDXAI_FAKE": self.way})
         return SubprocessTransport(how, self.loop)
 
-    def start(self, **settings):
+    def start(self, method="dream", **settings):
         volume = read.volume(self.node)
-        request = RunRequest("dream", str(self.model), [volume], {"steps": 10, **settings})
-        self.live.start(self.client, request, [self.node], "Run", first={"dream": volume})
+        settings = {"steps": 10, **settings} if method == "dream" else settings
+        request = RunRequest(method, str(self.model), [volume], settings)
+        first = {"dream": volume} if method == "dream" else {}
+        self.live.start(self.client, request, [self.node], "Run", first=first)
 
     def wait(self, condition, seconds=20.0):
         until = time.monotonic() + seconds
@@ -246,3 +248,24 @@ def test_what_cannot_be_started_leaves_nothing(desk):
     with pytest.raises(RuntimeError):
         one.start()
     assert one.state() == before and not one.live.active
+
+
+def test_ability_ends_with_maps_to_look_up(desk):
+    one = desk()
+    one.start("ability", noise_levels=[0.3])
+    one.wait(lambda: one.finished)
+    assert one.control.state is RunState.DONE, one.control.message
+    run = one.of_run("vtkMRMLSegmentationNode")[0].GetAttribute(RUN)
+    assert pick.shown(one.scene, run) == ("layers", 4) and pick.levels(one.scene, run) == [0.3]
+    assert pick.show(one.scene, run, "noise-0.3", 2) == "2 block.2, noise 0.3"
+    assert repeat.provenance(one.scene, one.finished[0][0])["scores"] == {"mean_sa": 0.46}
+
+
+def test_ability_cancelled_leaves_the_scene_as_it_was(desk):
+    one = desk("slow")
+    before = one.state()
+    one.start("ability")
+    one.wait(lambda: one.of_run("vtkMRMLSegmentationNode") and one.of_run("vtkMRMLTableNode"))
+    one.live.cancel()
+    one.wait(lambda: one.control.state is RunState.CANCELLED)
+    assert one.state() == before

@@ -253,3 +253,32 @@ def test_a_map_is_shown_in_time(host, size, most):  # noqa: F811
         spent.append(time.thread_time() - began)
     print(f"{size}³: {[round(1000 * s, 1) for s in spent]} ms")
     assert np.median(spent) < most
+
+
+def test_points_of_charts_and_the_heat_map(desk):
+    one = desk.start()
+    one.finish(desk.explanation)
+    series = {(name, s.GetYColumnName()): s.GetID() for name, made in one.curves.items() for s in made["series"]}
+    units = desk.explanation.tables["units"].columns
+    best = units["number"][units["rank"].index(1)]
+    for (curve, column), row, expected in (
+        (("transition", "SA score"), 1, ("layers", 1)),
+        (("transition", "late"), 2, ("layers", 2)),
+        (("ranking", "SA score"), 0, ("units", best)),
+        (("noise-effect", "noise 0.3"), 1, ("noise-0.3", 1)),
+    ):
+        assert pick.point(desk.scene, series[curve, column], row) == expected
+        pick.show(desk.scene, one.id, *expected)
+    assert pick.point(desk.scene, series["ranking", "SA score"], 99) is None
+    assert pick.point(desk.scene, "nothing", 0) is None
+    heat = one.nodes["heat"]
+    pick.heat(desk.scene, one.id, True, 0.5)
+    assert {view[1] for view in views(desk.scene)} == {
+        heat.GetID()
+    } and heat.GetDisplayNode().GetLowerThreshold() == 0.5
+    pick.heat(desk.scene, one.id, False)
+    assert {view[1] for view in views(desk.scene)} == {None}
+    place = np.array(read.inside(one.masks, "output", desk.nodes[0]))
+    k, j, i = desk.volumes[0].voxel(place)
+    assert desk.explanation.masks["output"].array[k, j, i] == 1
+    assert read.inside(one.masks, "nothing", desk.nodes[0]) is None

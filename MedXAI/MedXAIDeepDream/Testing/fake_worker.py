@@ -1,4 +1,4 @@
-"""The real worker process with an engine that needs no torch: it plays a dream. ``MEDXAI_FAKE`` chooses how it goes.
+"""The real worker process with an engine that needs no torch: it plays each method. ``MEDXAI_FAKE`` chooses how it goes.
 
 ``quick`` (default), ``slow`` (100 steps of 50 ms), ``hang`` (one step that never ends), ``error`` (refuses in a sentence) and
 ``die`` (ends itself at step 3).
@@ -43,7 +43,8 @@ class Engine:
         return METHODS[method].from_json(values)
 
     def explain(self, method, model, volumes, settings, segment):
-        return dream(model, volumes, settings, segment, os.environ.get("MEDXAI_FAKE", "quick"))
+        play = {"dream": dream, "ability": ability}[method]
+        return play(model, volumes, settings, segment, os.environ.get("MEDXAI_FAKE", "quick"))
 
     def release(self):
         pass
@@ -117,6 +118,81 @@ def dream(package, volumes, settings, segment, way):
         provenance={"method": "dream", "settings": settings.to_json(), "model": {"name": package.name, "sha256": package.sha256},
                     "neuron_ras": list(volume.index_to_ras(point)), "neuron_ijk": list(point[::-1]), "device": "fake",
                     "seconds": time.perf_counter() - began, "versions": {"torch": "0.0 (fake)"}},
+    )  # fmt: skip
+
+
+def ability(package, volumes, settings, segment, way):
+    """Four layers whose maps shrink to a ball, six units of which every other one sees it, and the noise levels asked for."""
+    import numpy as np
+
+    from MedXAILib.errors import MedXAIError
+    from MedXAILib.explanation import Curve, Explanation, Layer, Point, Sequence, Step, Table
+
+    volume = volumes[0]
+    if way == "error":
+        raise MedXAIError("The fake worker refuses; this is its one sentence.", hint="Nothing to do.")
+    away = np.sqrt(
+        sum(((g - n // 2) / (n / 2)) ** 2 for g, n in zip(np.ogrid[tuple(map(slice, volume.shape))], volume.shape))
+    )
+    numbers, groups = list(range(5)), ["input", "early", "early", "deep", "late"]
+    radii = np.linspace(1.2, 0.5, 5)
+
+    def ball(radius):
+        return volume.with_array((away <= radius).astype(np.uint8), "map", "")
+
+    scores = [0.2, 0.3, 0.45, 0.7, 0.9]
+    maps = [ball(radius) for radius in radii]
+    for step in range(60 if way == "slow" else 5):
+        if way == "slow":
+            time.sleep(0.05)
+        n = min(step, 4)
+        points = (Point("transition", n, {"SA score": scores[n]}),) if step < 5 else ()
+        yield Step(
+            step / 61,
+            f"Mapping {n} block.{n}",
+            points,
+            lambda n=n, step=step: {"map": maps[n if step < 5 else step % 5]},
+        )
+    table = {"layer": [f"conv3d_{n}" for n in numbers], "group": groups, "shape": ["1 × 8 × 8"] * 5, "dice": scores,
+             "number": numbers, "path": ["", *(f"block.{n}" for n in numbers[1:])], "kind": ["convolution"] * 5}  # fmt: skip
+    dice = [0.9 - 0.15 * n if n % 2 else 0.1 + 0.02 * n for n in range(6)]
+    order = np.argsort([-value for value in dice], kind="stable")
+    rank = np.empty(6, int)
+    rank[order] = range(1, 7)
+    levels = sorted(level for level in settings.noise_levels if level > 0)
+    curves = {
+        "transition": Curve("From image to output", "layer", {"layer": np.arange(5.0), "SA score": np.array(scores)},
+                            "Layer (0: input image)", "SA score (Dice)", shown=("SA score",)),
+        "ranking": Curve("Units by SA score", "rank", {"rank": np.arange(1.0, 7), "SA score": np.array(sorted(dice)[::-1])},
+                         "Rank of the unit", "SA score (Dice)"),
+    }  # fmt: skip
+    sequences = {
+        "layers": Sequence(
+            "Layers", list(zip(numbers, maps)), "mask", "layer", names=tuple(f"map-{n}" for n in numbers)
+        ),
+        "units": Sequence("Units", [(n + 1, ball(0.4 if n % 2 else 1.1)) for n in range(6)], "mask", "unit"),
+    }
+    for level in levels:
+        noisy = [(n, ball(radius * (1 - level / 2))) for n, radius in zip(numbers, radii)]
+        sequences[f"noise-{level:g}"] = Sequence(f"Noise {level:g}", noisy, "mask", "layer", names=tuple(f"n-{level}-{n}" for n in numbers))  # fmt: skip
+    if levels:
+        columns = {f"noise {level:g}": -level * np.array(scores) for level in levels}
+        curves["noise-effect"] = Curve(
+            "SA under noise", "layer", {"layer": np.arange(5.0), **columns}, "Layer (0: input image)", "Change"
+        )
+    heat = volume.with_array(np.clip(1.2 - away, 0, 1).astype(np.float32), "heat", "")
+    return Explanation(
+        "ability", "Segmentation ability (played)",
+        maps={"heat": Layer(heat, "probability", "Share of units that see the label", 0.0, 1.0)},
+        masks={"output": ball(0.5)}, curves=curves, sequences=sequences,
+        tables={"layers": Table("Layers", table), "units": Table("Units", {
+            "layer": ["conv3d_4"] * 6, "unit": list(range(6)), "dice": dice, "rank": rank.tolist(),
+            "state": ["active" if n % 2 else "inert" for n in range(6)], "number": list(range(1, 7)),
+        })},
+        scores={"mean_sa": 0.46}, notes=["This ability was played, not computed."],
+        provenance={"method": "ability", "settings": settings.to_json(), "label": settings.label, "device": "fake", "seconds": 1.0,
+                    "model": {"name": package.name, "sha256": package.sha256}, "versions": {"torch": "0.0 (fake)"},
+                    "reference": "annotation" if segment is not None else "thresholded output"},
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import unittest
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +206,55 @@ class PlayedWorker:
             if value is not None:
                 settings.setValue(key, value)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class PanelCase(unittest.TestCase):
+    """A panel with one model and one volume chosen."""
+
+    module = "MedXAIDeepDream"
+    way = "quick"
+    shape = (24, 32, 40)
+
+    def setUp(self):
+        clearScene()
+        self.worker = PlayedWorker(self.way)
+        self.addCleanup(self.worker.stop)
+        from MedXAILib.panel.model_picker import library
+
+        slicer.util.selectModule(self.module)
+        self.panel = slicer.util.getModuleWidget(self.module).panel
+        self.addCleanup(lambda: self.current().live.stop(""))
+        self.model = library().add(writeModel(self.worker.folder / "played"))
+        self.volume = addVolume(self.shape)
+        self.panel.enter()
+        self.have_torch_metadata = not self.panel.control.reason.startswith("The worker's Python lacks")
+        # The worker that plays needs no torch: what its Python lacks does not count here.
+        from MedXAILib.panel import environment
+
+        self.panel.environment.refresh = lambda done: done()
+        self.panel.environment.packages = environment.withVersions({p.name: "99" for p in environment.NEEDED})
+        self.addCleanup(lambda: self.current().environment.__dict__.pop("refresh", None))
+        self.panel.picker.refresh(str(self.model))
+        self.panel._onModelChosen()
+        self.panel._check()
+
+    def current(self):
+        return slicer.util.getModuleWidget(self.module).panel
+
+    @property
+    def control(self):
+        return self.panel.control
+
+    def press(self):
+        self.control.applyButton.click()
+
+    def runToEnd(self, seconds=30):
+        self.press()
+        self.assertTrue(waitFor(lambda: not self.control.state.active, seconds), self.control.state)
+        self.assertEqual(self.control.state.value, "done", self.control.logEdit.plainText)
+
+    def workerPid(self):
+        from MedXAILib.panel import worker_session
+
+        self.assertTrue(waitFor(lambda: worker_session.client().environment.get("pid")))
+        return worker_session.client().environment["pid"]
