@@ -33,7 +33,7 @@ class AbilityResults(ResultSection):
     goText, goHelp = _("Go to label"), _("Shows the network's output in the slice views; zoom stays.")
 
     def build(self, layout):
-        self._run, self._mean, self._filled = "", None, None
+        self._run, self._mean, self._filled, self._slider = "", None, None, None
         self._levels: list[float] = []
         self._plots: list = []
 
@@ -266,7 +266,7 @@ class AbilityResults(ResultSection):
         if not self._run:
             self.meanLabel.text = ""
         else:
-            state, words = judge.judgement(self._mean, self._slider.value)
+            state, words = judge.judgement(self._mean, self._slider.value if self._slider is not None else 0.5)
             self.meanLabel.text = words
             colour = f"color: {LIGHT[state]};" if state else ""
             self.meanLabel.setStyleSheet(f"font-weight: bold; {colour}")

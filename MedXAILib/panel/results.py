@@ -208,11 +208,11 @@ class ResultSection:
             self._fitSoon.start()
 
     def fitCharts(self):
-        """Fit the axes of the chart views that show a chart of ours."""
+        """Fit the axes of the chart views that show a chart of ours, unless the chart says what they show."""
         manager = slicer.app.layoutManager()
         for n in range(manager.plotViewCount if manager is not None else 0):
             chart = manager.plotWidget(n).mrmlPlotViewNode().GetPlotChartNode()
-            if chart is not None and chart.GetAttribute(RUN):
+            if chart is not None and chart.GetAttribute(RUN) and chart.GetXAxisRangeAuto():
                 manager.plotWidget(n).plotView().fitToContent()
 
     def _repeat(self):

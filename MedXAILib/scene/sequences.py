@@ -49,8 +49,13 @@ def mark(sequence: Sequence) -> str:
 
 def cropped(sequence: Sequence) -> Sequence:
     """The same without the margin that is empty in every one of its masks; one lattice, so that they are saved as one file."""
-    boxes = np.array([layers.bounds(mask.array) for _, mask in sequence.items])
-    low, high = (tuple(int(v) for v in one) for one in (boxes[:, 0].min(0), boxes[:, 1].max(0)))
+    shape = sequence.items[0][1].shape
+    low, high = shape, (0, 0, 0)
+    for _, mask in sequence.items:
+        start, stop = layers.bounds(mask.array)
+        low, high = tuple(map(min, low, start)), tuple(map(max, high, stop))
+        if (low, high) == ((0, 0, 0), shape):
+            return sequence
     return dataclasses.replace(sequence, items=[(number, mask.crop(low, high)) for number, mask in sequence.items])
 
 
