@@ -264,12 +264,13 @@ def _tell(explanation, folder, scene, as_json):
         return
     from .output import plain
 
-    for name, score in plain(explanation.scores).items():
-        print(
-            f"  {name.replace('_', ' ')}: {score:.6g}"
-            if isinstance(score, float)
-            else f"  {name.replace('_', ' ')}: {score}"
-        )
+    scores = plain(explanation.scores)
+    for name, score in scores.items():
+        if name.removesuffix("_low").removesuffix("_high") != name and name.rpartition("_")[0] in scores:
+            continue  # told with the figure it is the interval of
+        told = f"{score:.6g}" if isinstance(score, float) else score
+        ends = [scores.get(name + end) for end in ("_low", "_high")]
+        print(f"  {name.replace('_', ' ')}: {told}" + (" [{:.3g}, {:.3g}]".format(*ends) if None not in ends else ""))
     for name, check in plain(explanation.self_checks).items():
         state = {True: "passed", False: "NOT PASSED"}.get(check["passed"], "not done")
         print(f"  check {name.replace('_', ' ')}: {state} ({check['value']})")

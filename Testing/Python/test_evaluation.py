@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -236,7 +237,13 @@ def test_every_case_is_what_a_single_run_gives(room, capsys):
     assert about["command"][:2] == ["medxai", "ability"] and about["checkpoints"] == 3 and about["resumed"] == 0
     for name in ("dice-by-mean-sa", "dice-by-separableness", "dice-by-vog"):
         assert len(table(out / f"{name}.csv")) == 10
-    assert not list(folder.parent.glob(".out*")) and "Results are in" in capsys.readouterr().out
+    assert not list(folder.parent.glob(".out*"))
+    told = capsys.readouterr().out
+    assert (
+        re.search(r"^  pearson: 0\.\d+ \[-?[\d.]+, [\d.]+\]$", told, re.M)
+        and "pearson low" not in told
+        and "Results are in" in told
+    )
 
 
 def test_without_checkpoints_the_score_is_empty_and_the_reason_told(room):
