@@ -146,14 +146,18 @@ class Study:
                 inside[own] = plan.parts[n].inside[own]
                 at = (slice(None), slice(None), *window)
                 weights = _Weights(plan, soft[n][at], inside[window])
-                for count, (layer, value) in enumerate(held[n] if plan.kept else _features(plan, self.images[n][at])):
+                count = 0
+                for layer, value in held[n] if plan.kept else _features(plan, self.images[n][at]):
                     if layer is not None:
-                        done = 0.5 + 0.5 * (number + count / (2 + len(plan.layers))) / len(plan.tiles)
+                        count += 1
+                        done = 0.5 + 0.5 * (number + count / (1 + len(plan.layers))) / len(plan.tiles)
                         yield done, (n, window, own), layer, value, weights
+                    del value  # freed before the network computes on
 
         if len(plan.tiles) == 1:
             for done, tile, layer, value, w in features():
                 _one(self, layer, tile, lambda channels, v=value, w=w: separation(v, w(v), channels)[0])
+                del value
                 yield done, layer
             return
         sums, offsets = {}, {}

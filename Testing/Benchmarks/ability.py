@@ -131,11 +131,8 @@ def _wait(device):
         torch.cuda.synchronize(device)
 
 
-def _peak(kind, name, device, pipe):
-    shape, filters = CASES[name]
-    with tempfile.TemporaryDirectory() as folder:
-        model = network(f"{folder}/net", shape, filters, device)
-    volume = image(shape)
+def _peak(kind, name, folder, device, pipe):
+    model, volume = load(folder, device=device), image(CASES[name][0])  # nothing has been computed before
     plan = plan_of(model, volume)
     before = _high_water()
     with model.frozen(), torch.no_grad():
@@ -153,15 +150,17 @@ def peak(kind, name, device) -> tuple[float, float]:
     """Megabytes that a run adds to its own process at the highest point, and those of the largest layer."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_peak, args=(kind, name, device, theirs))
-    process.start()
-    theirs.close()
-    try:
-        return mine.recv()
-    except EOFError:  # the plain form may need more than there is
-        return math.nan, math.nan
-    finally:
-        process.join()
+    with tempfile.TemporaryDirectory() as folder:
+        network(f"{folder}/net", *CASES[name], device)
+        process = context.Process(target=_peak, args=(kind, name, f"{folder}/net", device, theirs))
+        process.start()
+        theirs.close()
+        try:
+            return mine.recv()
+        except EOFError:  # the plain form may need more than there is
+            return math.nan, math.nan
+        finally:
+            process.join()
 
 
 def run(options, interleaved, row) -> dict:
