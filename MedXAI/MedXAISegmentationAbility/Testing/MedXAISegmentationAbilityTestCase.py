@@ -176,7 +176,7 @@ class ResultTest(AbilityCase):
         self.results.heatSlider.value = 0.7
         self.assertTrue(self.results.heatCheck.checked)
         self.assertEqual(composite.GetForegroundVolumeID(), heat.GetID())
-        self.assertEqual(heat.GetDisplayNode().GetLowerThreshold(), 0.7)
+        self.assertAlmostEqual(heat.GetDisplayNode().GetLowerThreshold(), 0.7)
         self.results.heatCheck.checked = False
         self.assertNotEqual(composite.GetForegroundVolumeID(), heat.GetID())
 
