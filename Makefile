@@ -36,6 +36,7 @@ demo: env
 
 bench: env
 	$(BIN)/python -m Testing.Benchmarks dream
+	$(BIN)/python -m Testing.Benchmarks ability
 
 clean:
 	rm -rf .venv demo build dist *.egg-info

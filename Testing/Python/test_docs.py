@@ -3,16 +3,19 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from MedXAILib import settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_settings_table_is_the_one_in_the_code():
-    found = re.search(r"<!-- settings:.*?-->\n(.*?)\n<!-- end of settings -->", README, re.S).group(1)
-    assert found == settings.documentation(settings.DreamSettings), (
-        "put the output of settings.documentation(DreamSettings) between the marks in README.md"
+@pytest.mark.parametrize("method", settings.METHODS)
+def test_the_settings_table_is_the_one_in_the_code(method):
+    found = re.search(rf"<!-- settings of {method}:.*?-->\n(.*?)\n<!-- end of settings -->", README, re.S).group(1)
+    assert found == settings.documentation(settings.METHODS[method]), (
+        f"put the output of settings.documentation of {method} between the marks in README.md"
     )
 
 
