@@ -259,7 +259,8 @@ class AbilitySettings(Settings):
         ("all",), "Layers to map: 'all', 'last-K', or names, module paths or numbers from 'medxai models describe'."
     )
     units: tuple[str, ...] = setting(
-        ("last-2",), "Layers whose units are mapped one by one, named likewise ('none': no layer's); the paper takes the last two."
+        ("last-2",),
+        "Layers whose units are mapped one by one, named likewise ('none': no layer's); the paper takes the last two.",
     )
     slice: str = setting(
         "", "For 2-D networks: the slice, such as axial:57 or k:57, or all; by default the one with most of the annotation.",
