@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctk
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from ..errors import MedXAIError
 from ..scene import judge, layers, pick, read, remove, repeat
-from ..scene.nodes import NAME, of_class
+from ..scene.nodes import NAME, RUN, of_class
 from .results import ResultSection
 
 #: Colours of the words, readable on a light and on a dark ground; the words say the same.
@@ -98,6 +99,7 @@ class AbilityResults(ResultSection):
         table.setHorizontalHeaderLabels([title for title, _column in COLUMNS[name]])
         table.horizontalHeader().setStretchLastSection(True)
         table.verticalHeader().hide()
+        table.verticalHeader().setDefaultSectionSize(22)
         table.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
         table.setSelectionMode(qt.QAbstractItemView.SingleSelection)
         table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
@@ -166,8 +168,8 @@ class AbilityResults(ResultSection):
         if self._run:
             wanted = {"title": "layer"}
             columns = tuple(wanted.get(column, column) for _title, column in COLUMNS[name])
-            path = ("path",) if name == "layers" else ()
-            rows = list(pick.rows(slicer.mrmlScene, self._run, name, ("number", *columns, *path)))
+            rows = list(pick.rows(slicer.mrmlScene, self._run, name, ("number", *columns)))
+        paths = pick.paths(slicer.mrmlScene, self._run) if self._run else {}
         kept = set(pick.numbers(slicer.mrmlScene, self._run, name)) if self._run else set()
         self._updating = True
         table.setSortingEnabled(False)
@@ -177,7 +179,9 @@ class AbilityResults(ResultSection):
             number = int(row[0])
             for column, ((_title, key), text) in enumerate(zip(COLUMNS[name], row[1:])):
                 if key == "title":
-                    text = row[-1] or text if number else _("input image")
+                    text = paths.get(text) or text if number else _("input image")
+                elif key == "layer":
+                    text = paths.get(text) or text
                 item = qt.QTableWidgetItem()
                 item.setData(qt.Qt.DisplayRole, _plain(key, text))
                 item.setData(NUMBER, number)
@@ -218,6 +222,7 @@ class AbilityResults(ResultSection):
         for row in range(table.rowCount):
             if int(table.item(row, 0).data(NUMBER)) == number:
                 table.setCurrentCell(row, 0)
+                table.scrollToItem(table.item(row, 0))
                 break
         self._updating = False
 
@@ -251,6 +256,7 @@ class AbilityResults(ResultSection):
         sequence = f"noise-{level:g}" if level else self.tab
         try:
             self._say(pick.show(slicer.mrmlScene, self._run, sequence, number))
+            self._markPoint()
         except MedXAIError as error:
             self._say(error.message)
 
@@ -300,28 +306,54 @@ class AbilityResults(ResultSection):
     def showChart(self):
         super().showChart()
         self._watchPlots(True)
+        self._markPoint()
 
     def _watchPlots(self, on: bool):
         """Hear what is clicked in the chart views there are."""
-        for view in self._plots:
+        for view, _node in self._plots:
             view.disconnect("dataSelected(vtkStringArray*,vtkCollection*)", self._onPoint)
         manager = slicer.app.layoutManager() if on else None
         count = manager.plotViewCount if manager is not None else 0
-        self._plots = [manager.plotWidget(n).plotView() for n in range(count)]
-        for view in self._plots:
+        widgets = [manager.plotWidget(n) for n in range(count)]
+        self._plots = [(widget.plotView(), widget.mrmlPlotViewNode()) for widget in widgets]
+        for view, _node in self._plots:
             view.connect("dataSelected(vtkStringArray*,vtkCollection*)", self._onPoint)
 
     def _onPoint(self, series, selections):
-        """A point of a chart was clicked: its row is chosen, and its map shown."""
+        """A point of a chart was clicked: its row is chosen, and its map shown. What is marked already was not clicked."""
+        scene = slicer.mrmlScene
+        shown = pick.shown(scene, self._run) if self._run else None
         for n in range(min(series.GetNumberOfValues(), selections.GetNumberOfItems())):
-            chosen = selections.GetItemAsObject(n)
-            if chosen is None or not chosen.GetNumberOfValues():
+            chosen, node = selections.GetItemAsObject(n), scene.GetNodeByID(series.GetValue(n))
+            if chosen is None or not chosen.GetNumberOfValues() or remove.run_of(scene, node) != self._run:
                 continue
-            node = slicer.mrmlScene.GetNodeByID(series.GetValue(n))
-            found = pick.point(slicer.mrmlScene, series.GetValue(n), chosen.GetValue(0))
-            if found is not None and remove.run_of(slicer.mrmlScene, node) == self._run:
+            found = pick.point(scene, series.GetValue(n), chosen.GetValue(0))
+            if found is not None and found != shown:
                 self.select(*found)
                 return
+
+    def _markPoint(self):
+        """The point whose map is shown is the one that is marked in the chart views."""
+        shown = pick.shown(slicer.mrmlScene, self._run) if self._run else None
+        for view, node in self._plots:
+            chart = node.GetPlotChartNode() if node is not None else None
+            if chart is None or chart.GetAttribute(RUN) != self._run or shown is None:
+                continue
+            series = [chart.GetNthPlotSeriesNode(n) for n in range(chart.GetNumberOfPlotSeriesNodes())]
+            found = [(one.GetName(), pick.row_of(slicer.mrmlScene, one.GetID(), *shown)) for one in series]
+            marked = [one for one in found if one[1] is not None][-1:]  # the last is drawn on top
+            for n in range(view.chart().GetNumberOfPlots()):
+                rows = vtk.vtkIdTypeArray()
+                for name, row in marked:
+                    if view.chart().GetPlot(n).GetLabel() == name:
+                        rows.InsertNextValue(row)
+                view.chart().GetPlot(n).SetSelection(rows)
+            view.scene().SetDirty(True)
+            view.update()
+
+    def _notes(self) -> str:
+        # μ is judged above, against the threshold as it is now.
+        return "\n".join(line for line in super()._notes().split("\n") if not line.startswith("• mean_sa:"))
 
     # -- buttons -------------------------------------------------------------------------------------------------------------
 
@@ -353,5 +385,5 @@ class AbilityResults(ResultSection):
 def _plain(key: str, text: str):
     """A cell as Qt sorts it: numbers as numbers."""
     if key == "dice":
-        return round(float(text), 3)
+        return f"{float(text):.3f}"  # from 0 to 1: sorted as text as well
     return int(text) if key in ("number", "rank", "unit") else text

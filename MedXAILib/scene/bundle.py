@@ -51,6 +51,9 @@ def build(host, explanation: Explanation, volumes: list[Volume], segment: Volume
     if segment is not None:
         segmentation = segments.add_segmentation(scene, f"{segment.name} segmentation", inputs[0])
         segments.set_mask(segmentation, segment.name, segment, segment.ijk_to_ras, colors.ANNOTATION)
+        segmentation.GetDisplayNode().SetSliceIntersectionThickness(
+            4
+        )  # still seen below the outline of an output that agrees
         place(scene, segmentation, _top(scene))
     run = Run(host, inputs, title_of(explanation), segmentation, segment.name if segment is not None else "")
     run.finish(explanation)

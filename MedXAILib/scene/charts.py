@@ -19,6 +19,7 @@ MOST = 12
 
 #: How much of a chart's width is left free on the right for the legend, which the plot view draws over what is there.
 LEGEND = 0.4
+SHORT = 12  # letters: with names no longer than this, half of it is enough
 
 
 def add_table(scene, name: str):
@@ -121,7 +122,8 @@ def _room(chart, columns: dict, curve: Curve, drawn: list[str], made: dict) -> N
         return
     left, right, low, high = (float(v) for v in (across.min(), across.max(), up.min(), up.max()))
     margin = (0.02 if curve.limits else 0.05) * (high - low) or 0.5
-    share = LEGEND if len(drawn) > 1 else LEGEND / 2
+    share = LEGEND if len(drawn) > 1 and max(map(len, drawn)) > SHORT else LEGEND / 2
+    left -= 0.02 * (right - left) if curve.dots else 0.0  # a dot on the axis would be cut in half
     made["range"] = (left, right + (right - left) * share / (1 - share), low - margin, high + margin)
     chart.SetXAxisRangeAuto(False)
     chart.SetYAxisRangeAuto(False)  # the plot view follows growing curves with a fixed range only

@@ -98,6 +98,27 @@ def point(scene, series_id: str, row: int) -> tuple[str, int] | None:
     return ("layers", int(at)) if curve == "transition" else None
 
 
+def row_of(scene, series_id: str, sequence: str, number: int) -> int | None:
+    """The other way round: the row of a series that stands for a mask; None when it has none."""
+    series = scene.GetNodeByID(series_id or "")
+    run = run_id(scene, series) if series is not None else ""
+    table = series.GetTableNode().GetTable() if run and series.GetTableNode() is not None else None
+    curve, column = name_of(scene, series) if run else "", series.GetYColumnName() if run else ""
+    at = float(number)
+    if (curve, sequence) == ("ranking", "units"):
+        at = next((float(row[1]) for row in rows(scene, run, "units", ("number", "rank"), number)), -1.0)
+    elif (curve, sequence) != ("transition", "layers") and (curve, column.replace(" ", "-")) != (
+        "noise-effect",
+        sequence,
+    ):
+        return None
+    for n in range(table.GetNumberOfRows() if table is not None else 0):
+        y = table.GetValueByName(n, column).ToDouble()
+        if table.GetValueByName(n, series.GetXColumnName()).ToDouble() == at and y == y:
+            return n
+    return None
+
+
 def heat(scene, run: str, shown: bool, threshold: float | None = None) -> None:
     """Lay the run's heat map over the input, or take it away; below ``threshold`` it is transparent."""
     node = _node(scene, run, "heat", "vtkMRMLScalarVolumeNode")
@@ -112,16 +133,23 @@ def heat(scene, run: str, shown: bool, threshold: float | None = None) -> None:
     else:
         for composite in of_class(scene, "vtkMRMLSliceCompositeNode"):
             layers.clear(composite, {node.GetID()})
+    for n in range(node.GetNumberOfDisplayNodes()):
+        node.GetNthDisplayNode(n).Modified()  # the colour legend looks at the views' layers when it is modified itself
 
 
 def title_of(scene, run: str, sequence: str, number: int) -> str:
     """What a person calls a mask: ``17 merge.3.0``, ``unit 12 of conv2d_17``, ``17 merge.3.0, noise 0.3``."""
     if sequence == "units":
         row = next(rows(scene, run, "units", ("number", "unit", "layer"), number), None)
-        return f"unit {row[1]} of {row[2]}" if row else f"unit {number}"
+        return f"unit {row[1]} of {paths(scene, run).get(row[2]) or row[2]}" if row else f"unit {number}"
     row = next(rows(scene, run, "layers", ("number", "layer", "path"), number), None)
     title = layer_title(number, *row[1:]) if row else f"{sequence} {number}"
     return f"{title}, noise {sequence.removeprefix('noise-')}" if sequence.startswith("noise-") else title
+
+
+def paths(scene, run: str) -> dict[str, str]:
+    """The module of each layer by the layer's name; empty where it is not known."""
+    return dict(rows(scene, run, "layers", ("layer", "path")))
 
 
 def layer_title(number: int, layer: str, path: str) -> str:

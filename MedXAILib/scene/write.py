@@ -107,8 +107,10 @@ class Run:
         """Put everything in place and return the folder's item."""
         tree = hierarchy(self.scene)
         known = repeat.stamps(explanation, self)
+        looked_up = {n: one for n, one in explanation.sequences.items() if sequences.browsed(one) and one.items}
+        first = next(iter(looked_up), None)
         for name, layer in explanation.maps.items():
-            self._map(name, layer)
+            self._map(name, layer, show=first is None)
         for name, mask in explanation.masks.items():
             self._mask(name, mask, explanation.provenance)
         for name in explanation.curves:
@@ -119,11 +121,8 @@ class Run:
         self._neuron(explanation.provenance)
         self._words(explanation)
         self._drop(explanation)
-        first = next(
-            (name for name, one in explanation.sequences.items() if sequences.browsed(one) and one.items), None
-        )
         if first is not None:
-            pick.show(self.scene, self.id, first, explanation.sequences[first].items[-1][0])
+            pick.show(self.scene, self.id, first, looked_up[first].items[-1][0])
         for node in remove.nodes_of(self.scene, self.id):
             with modifying(node):
                 for key, value in known.items():
@@ -182,7 +181,7 @@ class Run:
         for node in gone:
             self.scene.RemoveNode(node)  # views and displays follow, as when somebody deletes it by hand
 
-    def _map(self, name: str, layer: Layer) -> None:
+    def _map(self, name: str, layer: Layer, show: bool = True) -> None:
         node = self.nodes.get(name)
         if node is not None and layers.same_grid(node, layer.volume):
             layers.write_voxels(node, layer.volume)
@@ -191,7 +190,7 @@ class Run:
         layers.display(self.scene, node, layer, self.inputs[0])
         fresh = name not in self.nodes
         self.nodes[name] = self._keep(node, name, spatial=True)
-        if self.shows and fresh and len(self.nodes) == 1:
+        if self.shows and show and fresh and len(self.nodes) == 1:
             opacity = layers.OPAQUE if layer.kind == "image" else layers.OVERLAY
             layers.show(self.scene, self.inputs[0], node, opacity)
 
@@ -207,8 +206,8 @@ class Run:
             terminology = terminology.get(name, "")
         fresh = self.masks.GetSegmentation().GetSegment(name) is None
         segments.set_mask(self.masks, name, data, grid, COLOURS.get(name), terminology)
-        if fresh and name == pick.SEGMENT:
-            segments.fill(self.masks, name, pick.FILL)
+        if fresh and self.masks.GetSegmentation().GetSegment(pick.SEGMENT) is not None:
+            segments.fill(self.masks, pick.SEGMENT, pick.FILL)
 
     def _curve(self, name: str, curve: Curve) -> None:
         if name in self.curves:

@@ -26,7 +26,7 @@ from MedXAILib.volume import Volume  # noqa: E402
 
 SETTINGS = AbilitySettings(units=("last-1",), noise_levels=(0.3, 1.0), noise_draws=1)
 PICKED = [("layers", 0), ("layers", 2), ("units", 3), ("noise-0.3", 1), ("noise-1", 2)]
-TITLES = ["input image", "2 features.3", "unit 2 of conv3d_1", "1 features.0, noise 0.3", "2 features.3, noise 1"]
+TITLES = ["input image", "2 features.3", "unit 2 of features.3", "1 features.0, noise 0.3", "2 features.3, noise 1"]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,17 @@ def test_the_views_show_the_input_and_plain_slicer_can_browse(desk):
     assert len(proxies) == len(browsers)
     remove.remove(desk.scene, one.folder)
     assert all(view[1] for view in views(desk.scene))
+
+
+def test_the_output_is_an_outline_after_a_live_run_too(desk):
+    one = desk.start()
+    for _, previews in desk.seen:
+        for name, image in previews.items():
+            one.preview(name, image)
+    one.finish(desk.explanation)
+    shown = one.masks.GetDisplayNode()
+    assert [shown.GetSegmentOpacity2DFill(name) for name in ("map", "output")] == [pick.FILL, 0]
+    assert one.masks.GetSegmentation().GetSegment("output").GetColor() == colors.OUTPUT
 
 
 @pytest.mark.parametrize("how", ["folder", "segmentation", "one by one"])
@@ -268,9 +279,13 @@ def test_points_of_charts_and_the_heat_map(desk):
         (("noise-effect", "noise 0.3"), 1, ("noise-0.3", 1)),
     ):
         assert pick.point(desk.scene, series[curve, column], row) == expected
+        assert pick.row_of(desk.scene, series[curve, column], *expected) == row
         pick.show(desk.scene, one.id, *expected)
     assert pick.point(desk.scene, series["ranking", "SA score"], 99) is None
     assert pick.point(desk.scene, "nothing", 0) is None
+    assert pick.row_of(desk.scene, series["transition", "early"], "layers", 2) is None  # another group's
+    assert pick.row_of(desk.scene, series["transition", "SA score"], "units", 2) is None
+    assert pick.row_of(desk.scene, "nothing", "units", 2) is None
     heat = one.nodes["heat"]
     pick.heat(desk.scene, one.id, True, 0.5)
     assert {view[1] for view in views(desk.scene)} == {
