@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -245,5 +246,5 @@ def command_of(settings: SegmentationSettings, source: str) -> str:
         elif one.kind is tuple and one.length:
             words.append(f"{one.option} {' '.join(f'{v:g}' for v in value)}")
         else:
-            words.append(f"{one.option} {','.join(value) if one.kind is tuple else value}")
+            words.append(f"{one.option} {shlex.quote(','.join(value) if one.kind is tuple else str(value))}")
     return " ".join([*words, "--output FOLDER"])

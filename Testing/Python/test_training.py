@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -318,9 +319,11 @@ def test_phantom_slices_train_by_the_command(tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_that_is_recorded_is_the_command():
-    settings = SegmentationSettings(layers=("down.0.5", "down.1.5"), window=(-150, 250), ability_loss=True, epochs=3)
+    settings = SegmentationSettings(
+        layers=("down.0.5", "down.1.5"), window=(-150, 250), ability_loss=True, epochs=3, label="a lesion"
+    )
     told = command_of(settings, "--phantom")
-    options = cli._parse(told.split()[1:])
+    options = cli._parse(shlex.split(told)[1:])
     names = [one.name for one in cli.settings.about(SegmentationSettings)]
     assert SegmentationSettings(**{k: v for k, v in vars(options).items() if k in names}) == settings
 
