@@ -153,6 +153,8 @@ class AbilityResults(ResultSection):
             self._mark(*shown)
         self._judge()
         self._say(pick.title_of(slicer.mrmlScene, run, *shown) if shown else "")
+        self._watchPlots(bool(run))
+        self._markPoint()
 
     def leave(self):
         self._filled = None
@@ -207,6 +209,7 @@ class AbilityResults(ResultSection):
     def select(self, sequence: str, number: int):
         """Show a map, and mark its row and its noise level."""
         self._mark(sequence, number)
+        self._chartOfTab()
         self._show()
 
     def _mark(self, sequence: str, number: int):
@@ -235,13 +238,20 @@ class AbilityResults(ResultSection):
     def _onTab(self, _index):
         if self._updating:
             return
-        chart = self.chartCombo.findData("ranking" if self.tab == "units" else "transition")
-        if chart >= 0:
-            self.chartCombo.setCurrentIndex(chart)
+        self._chartOfTab()
         if self.number(self.tab) is not None:
             self._show()
         else:
             self._say(self.shownLabel.text)
+
+    def _chartOfTab(self):
+        """Beside layers the transition, beside units the ranking; the study of noise stays where it was chosen for layers."""
+        chosen = self.chartCombo.itemData(self.chartCombo.currentIndex) if self.chartCombo.count else None
+        if chosen in {"layers": ("transition", "noise-effect"), "units": ("ranking",)}[self.tab]:
+            return
+        chart = self.chartCombo.findData("ranking" if self.tab == "units" else "transition")
+        if chart >= 0:
+            self.chartCombo.setCurrentIndex(chart)
 
     def _onNoise(self, _value):
         if not self._updating:
@@ -300,7 +310,8 @@ class AbilityResults(ResultSection):
         return (chosen, "transition")
 
     def _onChart(self):
-        if not self._updating and self._layoutBefore is not None:
+        views = of_class(slicer.mrmlScene, "vtkMRMLPlotViewNode")
+        if not self._updating and any(node.IsMappedInLayout() for node in views):  # the layout is a person's own
             self.showChart()
 
     def showChart(self):

@@ -233,8 +233,8 @@ class Run:
                 if sequence.thinned:
                     node.SetAttribute("MedXAI.Thinned", str(sequence.thinned))
                 (rest if browsed else steps).append((sequence, name, self._keep(node, name)))
-        # What is played moves together; what is looked up has a browser each.
-        for name, items in [("steps", steps), *((one[1], [one]) for one in rest)]:
+        # What is played moves together; what is looked up has a browser each (Slicer's toolbar offers the one that came last).
+        for name, items in [("steps", steps), *((one[1], [one]) for one in reversed(rest))]:
             if not items:
                 continue
             title = f"{hierarchy(self.scene).GetItemName(self.folder)} {name}"

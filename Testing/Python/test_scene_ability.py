@@ -122,7 +122,7 @@ def test_the_views_show_the_input_and_plain_slicer_can_browse(desk):
     one.finish(desk.explanation)
     assert views(desk.scene) == [(desk.nodes[0].GetID(), None, None)] * 3  # the dream no longer hides the input
     browsers = [n for n in of_class(desk.scene, "vtkMRMLSequenceBrowserNode") if run_id(desk.scene, n) == one.id]
-    assert [name_of(desk.scene, n) for n in browsers] == list(desk.explanation.sequences)
+    assert [name_of(desk.scene, n) for n in browsers] == list(desk.explanation.sequences)[::-1]  # the layers come last
     proxies = [n for n in remove.of_run(desk.scene, one.id) if BROWSE in name_of(desk.scene, n)]
     assert len(proxies) == len(browsers)
     remove.remove(desk.scene, one.folder)
