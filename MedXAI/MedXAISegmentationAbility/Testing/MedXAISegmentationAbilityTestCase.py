@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "MedXAIDeepDream" /
 import numpy as np
 import slicer
 import vtk
-from panel_testing import Heartbeat, PanelCase, Stopwatch, clearScene, sceneState, turn, waitFor
+from panel_testing import Heartbeat, PanelCase, Stopwatch, clearScene, sceneState, turn, waitFor, writeModel
 
 
 class AbilityCase(PanelCase):
@@ -86,6 +86,18 @@ class InputTest(AbilityCase):
         self.assertEqual((known["segmentation"], known["segment"]), (node, "liver"))
         self.assertEqual(known["provenance"]["reference"], "annotation")
         self.assertEqual(node.GetDisplayNode().GetOpacity2DFill(), before)
+
+    def test_a_network_of_slices_needs_one(self):
+        from MedXAILib.panel.model_picker import library
+
+        about = {"spatial_dims": 2, "channels": ["CT"], "orientation": "PL", "spacing": None, "size": None,
+                 "multiple_of": None, "intensity": {"kind": "none"}}  # fmt: skip
+        folder = library().add(writeModel(self.worker.folder / "flat", "Slices", input=about))
+        self.panel.picker.refresh(str(folder))
+        self.panel._onModelChosen()
+        self.assertIn("looks at slices", self.control.reason)
+        self.panel.parameters.slice = "all"
+        self.assertEqual(self.control.reason, "")
 
     def test_a_refusal_leaves_nothing(self):
         self.worker.way = "error"
