@@ -275,7 +275,8 @@ class AbilityResults(ResultSection):
         self.shownLabel.text = text
         self.noiseSlider.enabled = len(self._levels) > 1 and self.tab == "layers"
         level = self._levels[min(self.noiseSlider.value, len(self._levels) - 1)]
-        self.noiseLabel.text = f"{level:g}" if level else _("0 (clean)") if len(self._levels) > 1 else _("no study")
+        none = _("maps not kept") if self.chartCombo.findData("noise-effect") >= 0 else _("no study")
+        self.noiseLabel.text = f"{level:g}" if level else _("0 (clean)") if len(self._levels) > 1 else none
 
     def _judge(self):
         """μ against the threshold as it is now, in words and colour."""
