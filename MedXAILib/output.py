@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from . import io
 from .errors import MedXAIError
 from .explanation import Explanation
@@ -32,7 +34,7 @@ def write(
     for name, sequence in explanation.sequences.items():
         if sequence.names:
             for one, (_, volume) in zip(sequence.names, sequence.items):
-                io.write_volume(folder / f"{one}.nrrd", volume)
+                io.write_volume(folder / f"{one}.nrrd", _whole(volume, volumes[0]))
                 files[one] = f"{one}.nrrd"
             continue
         io.write_sequence(folder / f"{name}.seq.nrrd", sequence)
@@ -79,3 +81,13 @@ def write(
         encoding="utf-8",
     )
     return left_out
+
+
+def _whole(volume: Volume, grid: Volume) -> Volume:
+    """A box of a grid's lattice as a volume of the whole grid, 0 outside the box."""
+    if volume.same_grid(grid):
+        return volume
+    start = np.linalg.solve(grid.ijk_to_ras, volume.ijk_to_ras[:, 3])[2::-1].round().astype(int)
+    array = np.zeros(grid.shape, volume.array.dtype)
+    array[tuple(slice(a, a + n) for a, n in zip(start, volume.shape))] = volume.array
+    return Volume(array, grid.ijk_to_ras, volume.name, volume.unit)

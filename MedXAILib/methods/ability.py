@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 
@@ -39,7 +40,7 @@ def ability(model, volumes: list[Volume], settings: AbilitySettings, segment: Vo
     Yields
     ------
     Step
-        One per layer, with its point of curve ``transition`` and the preview ``map``.
+        Once a layer is mapped, its point of curve ``transition`` and the preview ``map``.
 
     Returns
     -------
@@ -63,40 +64,46 @@ def ability(model, volumes: list[Volume], settings: AbilitySettings, segment: Vo
     volume = volumes[0]
     truth = None if segment is None else annotation(segment, volume)
     body = body_mask(settings.body, volume)
-    parts = [
-        _part(model, prepared, truth, body)
-        for prepared in (prepare(model, volumes, one) for one in _slices(model, volume, settings, truth))
-    ]
-    notes = []
-    with model.frozen(), torch.no_grad():
+    parts, slices = [], _slices(model, volume, settings, truth)
+    for n, one in enumerate(slices):
+        prepared = prepare(model, volumes, one, parts[0].prepared if parts else None)
+        parts.append(_part(model, prepared, truth, body))
+        if len(slices) > 1:
+            yield Step(0.0, f"Preparing slice {n + 1} of {len(slices)}")
+    if not any(bool(part.inside.any()) for part in parts):
+        raise MedXAIError(
+            "None of the body lies where the network looks; choose another slice or leave the body mask out."
+        )
+    with model.frozen():
         yield Step(0.0, "Reading the network")
         plan = _plan(model, parts, label, settings)
         references = [part.truth for part in parts]
         images = [part.prepared.x for part in parts]
-        limit = settings.memory_budget * 2**20 // max(1, sum(part.inside.numel() for part in parts))
+        limit = settings.memory_budget * 2**20 // math.prod(int(b - a) for a, b in zip(*_box(parts)))
         unit_count = sum(one.shape[0] for one in plan.unit_layers)
-        kept = iter(range(limit))
-
-        def keep(key):
-            return not isinstance(key, tuple) or next(kept, None) is not None
-
         levels = sorted({level for level in settings.noise_levels if level > 0})
         share = 0.97 / (1 + len(levels) * settings.noise_draws)
-        clean = Study(plan, images, references, True, keep)
+        clean = Study(plan, images, references, room=limit)
         for done, layer in clean.run():
             if layer is None:
-                yield Step(share * done, "Computing the network")
+                yield Step(share * done, "Computing the network" if done <= 0.5 else "Mapping")
             else:
                 yield Step(
                     share * done, f"Mapping {_named(layer)}", (_point(clean, layer, truth),),
-                    lambda layer=layer: {"map": _whole(clean, layer.number)},
+                    lambda layer=layer: {"map": _volume(plan, clean.maps[layer.name], "map")},
                 )  # fmt: skip
         noise = _Noise(plan, clean, levels, settings)
         for done, level in noise.run(images, limit - unit_count):
             yield Step(share + (0.97 - share) * done, f"Noise up to {level:g}")
     yield Step(0.98, "Putting the maps together")
     result = Explanation("ability", "Segmentation ability")
-    result.notes = notes
+    if settings.reading == "kept" and not plan.kept:
+        result.notes.append(
+            "Windows are blended before their layers can be mapped, so the layers were computed twice and not kept."
+        )
+    if truth is not None and body is not None and (truth & ~body).any():
+        cut = int((truth & ~body).sum())
+        result.notes.append(f"{cut} voxels of the annotation lie outside the body mask and were left out.")
     layers = [INPUT, *plan.layers]
     _maps(result, clean, layers, unit_count, limit)
     noise.into(result, layers)
@@ -121,8 +128,9 @@ def annotation(segment: Volume, volume: Volume) -> np.ndarray:
     MedXAIError
         When it lies on another lattice: figures are not taken from an annotation that was resampled in silence.
     """
-    there = np.linalg.solve(segment.ijk_to_ras, volume.ijk_to_ras)
-    if np.abs(there - np.round(there)).max() > 1e-3 or np.abs(np.abs(np.linalg.det(there)) - 1) > 1e-3:
+    there = np.round(np.linalg.solve(segment.ijk_to_ras, volume.ijk_to_ras))
+    same = abs(abs(np.linalg.det(there)) - 1) < 1e-6
+    if not same or not Volume(volume.array, segment.ijk_to_ras @ there).same_grid(volume):
         raise MedXAIError(
             f"The annotation '{segment.name}' {segment.shape} lies on another grid than '{volume.name}' {volume.shape};"
             " resample it to the volume first."
@@ -152,10 +160,6 @@ def _part(model, prepared, truth, body) -> Part:
     inside[prepared.valid] = True
     if body is not None:
         inside &= on(body)
-        if not inside.any():
-            raise MedXAIError(
-                "None of the body lies where the network looks; choose another slice or leave the body mask out."
-            )
     return Part(prepared, inside, None if truth is None else on(truth))
 
 
@@ -180,13 +184,14 @@ class _Noise:
 
     def __init__(self, plan, clean, levels, settings):
         self.plan, self.clean, self.levels, self.settings = plan, clean, levels, settings
-        self.differences: dict = {}  # (level, layer number) -> one per draw
+        self.differences: dict = {}  # (level, layer) -> one per draw
         self.maps: dict = {}  # level -> maps of the first draw
         self.left_out: list[float] = []
 
     def run(self, images, room: int):
         """``room`` is how many maps more may be kept."""
         seed, plan = self.settings.seed, self.plan
+        references = [torch.from_numpy(g).to(plan.model.device) for g in self.clean.reference]
         runs = [(level, draw) for draw in range(self.settings.noise_draws) for level in self.levels]
         for at, (level, draw) in enumerate(runs):
             generator = torch.Generator().manual_seed(seed + draw)  # the same noise at every level, scaled
@@ -195,15 +200,15 @@ class _Noise:
             if draw == 0 and not keeping:
                 self.left_out.append(level)
             # Compared with what the clean maps were compared with, so that the difference is the maps' own.
-            study = Study(plan, noisy, self.clean.reference, False, lambda key, keeping=keeping: keeping)
+            study = Study(plan, noisy, references, units=False, keep=keeping)
             for done, _ in study.run():
                 yield (at + done) / len(runs), level
             if keeping:
-                self.maps[level] = study
+                self.maps[level] = study.maps
                 room -= len(study.maps)
-            for number in study.counts:
-                gone = study.scores(number)["dice"] - self.clean.scores(number)["dice"]
-                self.differences.setdefault((level, number), []).append(gone)
+            for name in study.counts:
+                gone = study.scores(name)["dice"] - self.clean.scores(name)["dice"]
+                self.differences.setdefault((level, name), []).append(gone)
 
     def into(self, result, layers) -> None:
         """Table, curve and maps."""
@@ -213,19 +218,19 @@ class _Noise:
         curve = {"layer": np.array([one.number for one in layers], float)}
         for level in self.levels:
             for one in layers:
-                found = self.differences[level, one.number]
+                found = self.differences[level, one.name]
                 sd = float(np.std(found, ddof=1)) if len(found) > 1 else np.nan
                 values = (level, one.name, one.number, one.group, float(np.mean(found)), sd, len(found))
                 for column, value in zip(rows.values(), values):
                     column.append(value)
-            curve[f"noise {level:g}"] = np.array([np.mean(self.differences[level, one.number]) for one in layers])
+            curve[f"noise {level:g}"] = np.array([np.mean(self.differences[level, one.name]) for one in layers])
         result.tables["noise"] = Table("SA under noise", rows)
         result.curves["noise-effect"] = Curve(
             "SA under noise", "layer", curve, "Layer (0: input image)", "SA score with noise − SA score without"
         )
-        for level, study in self.maps.items():
+        for level, maps in self.maps.items():
             result.sequences[f"noise-{level:g}"] = Sequence(
-                f"Maps, noise {level:g}", [(one.number, _whole(study, one.number)) for one in layers], "mask", "layer",
+                f"Maps, noise {level:g}", [(one.number, _item(self.plan, maps[one.name])) for one in layers], "mask", "layer",
                 names=tuple(f"noise-{level:g}-{_file(one.name)}" for one in layers),
             )  # fmt: skip
         if self.left_out:
@@ -234,9 +239,9 @@ class _Noise:
 
 
 def _maps(result, clean, layers, unit_count, limit) -> None:
-    result.masks["output"] = _volume(clean, [m.cpu().numpy() for m in clean.outputs], "output")
+    result.masks["output"] = _volume(clean.plan, clean.outputs, "output")
     result.sequences["layers"] = Sequence(
-        "Layers", [(one.number, _whole(clean, one.number)) for one in layers], "mask", "layer",
+        "Layers", [(one.number, _item(clean.plan, clean.maps[one.name])) for one in layers], "mask", "layer",
         names=tuple(f"map-{_file(one.name)}" for one in layers),
     )  # fmt: skip
     units = [key for key in clean.counts if isinstance(key, tuple)]
@@ -245,11 +250,15 @@ def _maps(result, clean, layers, unit_count, limit) -> None:
     shown = [(n, key) for n, key in enumerate(units, 1) if key in clean.maps]
     if shown:
         result.sequences["units"] = Sequence(
-            "Units", [(n, _whole(clean, key)) for n, key in shown], "mask", "unit", thinned=len(units) - len(shown)
+            "Units",
+            [(n, _item(clean.plan, clean.maps[key])) for n, key in shown],
+            "mask",
+            "unit",
+            thinned=len(units) - len(shown),
         )
     if unit_count > limit:
         result.notes.append(
-            f"Of {unit_count} unit maps the first {limit} are kept for looking through (--memory-budget); all were scored."
+            f"Of {unit_count} unit maps the best {limit} are kept for looking through (--memory-budget); all were scored."
         )
     volume = clean.plan.parts[0].prepared.volume
     heat = np.zeros(volume.shape, np.float32)
@@ -266,7 +275,7 @@ def _tables(result, clean, layers, settings, truth) -> None:
     image = clean.plan.parts[0].prepared.x
     for one in layers:
         shape = one.shape or tuple(image.shape[1:])
-        scores = clean.scores(one.number)
+        scores = clean.scores(one.name)
         about = {"layer": one.name, "group": one.group, "shape": " × ".join(map(str, shape)), "number": one.number, "path": one.path, "kind": one.kind}  # fmt: skip
         for name, column in rows.items():
             column.append(about.get(name, scores.get(name)))
@@ -281,7 +290,7 @@ def _tables(result, clean, layers, settings, truth) -> None:
         names, table = clean.plan.model.labels, {"layer": [], "number": [], "label": [], "dice_output": []}
         for one in layers:
             for n, name in enumerate(names):
-                s, b, both = (int(v) for v in clean.labels[one.number, n])
+                s, b, both = (int(v) for v in clean.labels[one.name, n])
                 for column, value in zip(
                     table.values(), (one.name, one.number, name, overlap(s, b, both, s + b)["dice"])
                 ):
@@ -290,7 +299,6 @@ def _tables(result, clean, layers, settings, truth) -> None:
     units = [key for key in clean.counts if isinstance(key, tuple)]
     if not units:
         return
-    names = {one.number: one.name for one in layers}
     scores = [clean.scores(key) for key in units]
     order = np.argsort([-one["dice"] for one in scores], kind="stable")
     rank = np.empty(len(units), int)
@@ -299,7 +307,7 @@ def _tables(result, clean, layers, settings, truth) -> None:
     result.tables["units"] = Table(
         "Units",
         {
-            "layer": [names[key[0]] for key in units],
+            "layer": [key[0] for key in units],
             "unit": [key[1] for key in units],
             **{name: [one[name] for one in scores] for name in (*SCORES, "dice_output")},
             "rank": rank.tolist(),
@@ -325,6 +333,8 @@ def _judge(result, clean, settings, truth) -> None:
     units = result.tables.get("units")
     mu = float(np.mean(units.columns["dice_output"])) if units else float("nan")
     own, separableness = _own_dice(clean), layers["dice"][0]
+    blocks = [dice for dice, group in zip(layers["dice"], layers["group"]) if group]
+    last = blocks[-1]  # the image is one of them
     share = g / n
     chance = share / (share + 0.5)
     result.scores.update(
@@ -358,30 +368,40 @@ def _judge(result, clean, settings, truth) -> None:
             "meaning": "Voxels of the thresholded output; prototypes mean something only where it is neither empty nor full.",
         },
         above_chance={
-            "value": layers["dice"][-1] - chance, "passed": layers["dice"][-1] > chance,
+            "value": last - chance, "passed": last > chance,
             "meaning": f"SA score of the last layer above that of a fair coin, π/(π + ½) = {chance:.3f} with π the reference's share.",
         },
     )  # fmt: skip
 
 
 def _point(study, layer, truth) -> Point:
-    scores = study.scores(layer.number)
+    scores = study.scores(layer.name)
     values = {"SA score": scores["dice"]} | ({} if truth is None else {"with the output": scores["dice_output"]})
     return Point("transition", layer.number, values)
 
 
-def _whole(study, key) -> Volume:
-    return _volume(study, study.maps[key], "map")
+def _box(parts) -> tuple[np.ndarray, np.ndarray]:
+    """The box [start, stop) of the volume, (k, j, i), that is mapped: some slices, for a 2-D network."""
+    ends = [part.prepared.box_to_volume((0,) * len(part.prepared.shape), part.prepared.shape) for part in parts]
+    return np.min([a for a, _ in ends], 0), np.max([b for _, b in ends], 0)
 
 
-def _volume(study, masks, name) -> Volume:
-    """Masks of the parts (bool, on the network's grid) as one mask on the volume's grid."""
-    volume = study.plan.parts[0].prepared.volume
-    array = np.zeros(volume.shape, np.uint8)
-    for part, mask in zip(study.plan.parts, masks):
+def _item(plan, masks) -> Volume:
+    """A map for looking through: of the box that was mapped."""
+    return _volume(plan, masks, "map", *_box(plan.parts))
+
+
+def _volume(plan, masks, name, start=None, stop=None) -> Volume:
+    """Masks of the parts (bool, on the network's grid) as one mask on the volume's grid, or on its box [start, stop)."""
+    volume = plan.parts[0].prepared.volume
+    start, stop = start if start is not None else (0, 0, 0), stop if stop is not None else volume.shape
+    array = np.zeros([b - a for a, b in zip(start, stop)], np.uint8)
+    for part, mask in zip(plan.parts, masks):
         patch = part.prepared.mask(mask, (0,) * mask.ndim)
-        array[patch.box] = patch.array
-    return Volume(array, volume.ijk_to_ras, name)
+        array[tuple(slice(s.start - a, s.stop - a) for s, a in zip(patch.box, start))] = patch.array
+    matrix = volume.ijk_to_ras.copy()
+    matrix[:3, 3] = volume.index_to_ras(start)
+    return Volume(array, matrix, name)
 
 
 def _named(layer) -> str:

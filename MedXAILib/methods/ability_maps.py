@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import MedXAIError
 from ..models import memory, reading, sliding_logits
-from ..models.graph import Layer
+from ..models.graph import Layer, no_autocast
 from ..models.tiling import windows
 from .prototypes import Interpolation, separation, separation_from, weighed
 
@@ -39,6 +41,7 @@ class Plan:
     interpolation: Interpolation
     per_label: bool
     kept: bool = True
+    exclusive: bool = False
     tiles: list = field(default_factory=list)
 
     def __post_init__(self):
@@ -54,7 +57,9 @@ class Plan:
         """Keep the layers' outputs of a pass where the memory suffices, or where ``how`` says so; windows are blended first."""
         have = memory.available(self.model.device)
         shape = self.parts[0].prepared.shape
-        need = self.model.estimate_bytes(shape, gradient=False) + len(self.parts) * reading.bytes_of(self.layers)
+        need = len(self.parts) * reading.bytes_of(self.layers)
+        with contextlib.suppress(MedXAIError):  # a program of one size has no estimate
+            need += self.model.estimate_bytes(shape, gradient=False)
         fits = how == "kept" or (how == "auto" and (have is None or need < 0.8 * have))
         self.kept = len(self.tiles) == len(self.parts) and fits
 
@@ -64,24 +69,24 @@ class Plan:
         if not self.per_label:
             p = p[:, self.label : self.label + 1]
             return torch.cat([1 - p, p], 1)
-        if self.model.package.output.activation == "softmax":
-            return p
-        return torch.cat([1 - p.amax(1, keepdim=True), p], 1)
+        # Labels that exclude each other have a background, or stand for it, among them.
+        self.exclusive = p.shape[1] > 1 and bool(((p.sum(1) - 1).abs() < 1e-3).all())
+        return p if self.exclusive else torch.cat([1 - p.amax(1, keepdim=True), p], 1)
 
-    def decided(self, separation: Tensor, label: int | None = None) -> Tensor:
-        """Where a label's prototype is the nearest, (M, *shape), from (K − 1, M, *shape); eq. 7. By default the plan's label."""
-        label, prototype = self.label if label is None else label, 1
-        if self.per_label:
-            prototype = label + (self.model.package.output.activation != "softmax")
-        best = separation.max(0) if len(separation) > 1 else None
-        highest = separation[0] if best is None else best.values
-        if prototype == 0:
-            return highest <= 0
-        return highest > 0 if best is None else (highest > 0) & (best.indices == prototype - 1)
+    def nearest(self, separation: Tensor) -> Tensor:
+        """Which prototype is the nearest, (M, *shape), from (K − 1, M, *shape); eq. 7. A tie is the first one's, the background's."""
+        if len(separation) == 1:
+            return (separation[0] > 0).to(torch.int16)
+        best = separation.max(0)
+        return torch.where(best.values > 0, best.indices + 1, 0).to(torch.int16)
+
+    def prototype(self, label: int) -> int:
+        """The number of a label's prototype."""
+        return (label if self.exclusive else label + 1) if self.per_label else 1
 
 
 class Study:
-    """What one set of images gave: counts and maps of layers (key: their number) and units (key: number and unit).
+    """What one set of images gave: counts and maps of layers (key: their name) and units (key: name and unit).
 
     ``counts[key]`` is |S|, |S∩G|, |S∩B| over all images, with G the reference and B the thresholded output; ``totals`` is |G|, |B|, |G∩B|
     and the number of voxels. ``heat`` is how many unit maps hold a voxel, float32 per part.
@@ -95,20 +100,23 @@ class Study:
         What the maps are compared with; None: the image's own thresholded output.
     units : bool
         Whether the units of the unit layers are mapped.
-    keep : callable
-        Whether the map of a key is kept.
+    keep : bool
+        Whether the maps of layers are kept.
+    room : int
+        How many maps of units are kept: those with the best scores.
     """
 
-    def __init__(self, plan: Plan, images, references, units: bool = True, keep=lambda key: True):
-        self.plan, self.images, self.references, self.with_units, self.keep = plan, images, references, units, keep
+    def __init__(self, plan: Plan, images, references, units: bool = True, keep: bool = True, room: int = 1 << 30):
+        self.plan, self.images, self.references, self.with_units = plan, images, references, units
+        self.keep, self.room, self.dropped = keep, room, set()
         self.counts: dict = {}
         self.maps: dict = {}  # key -> one bool array per part
-        self.outputs: list[Tensor] = [None] * len(plan.parts)
-        self.predicted: list[list[Tensor]] = [[] for _ in plan.parts]  # of every label
-        self.reference: list[Tensor] = [None] * len(plan.parts)
+        self.outputs: list[np.ndarray] = [None] * len(plan.parts)
+        self.reference: list[np.ndarray] = [None] * len(plan.parts)
+        self.predicted: list[Tensor] = [None] * len(plan.parts)  # of every label
         self.totals = np.zeros(4, np.int64)
-        self.labels: dict = {}  # with one prototype per label: (layer number, label) -> |S|, |B|, |S∩B| of that label
-        self.heat = [np.zeros(part.prepared.shape, np.float32) for part in plan.parts]
+        self.labels: dict = {}  # with one prototype per label: (layer, label) -> |S|, |B|, |S∩B| of that label
+        self.heat = [np.zeros(part.prepared.shape, np.float32) for part in plan.parts] if units else []
 
     def run(self) -> Generator[tuple[float, Layer | None], None, None]:
         """Map and score the input image, every layer, and the units of the unit layers.
@@ -123,6 +131,22 @@ class Study:
         Layers that fit into memory take one pass. Otherwise the output comes first (one pass more), and several tiles or slices, which
         share their prototypes, take another for the sums.
         """
+        steps = self._run()
+        try:
+            while True:
+                with (
+                    torch.no_grad(),
+                    no_autocast(self.plan.model.device),
+                ):  # while it computes, not while the caller has the word
+                    try:
+                        found = next(steps)
+                    except StopIteration:
+                        return
+                yield found
+        finally:
+            steps.close()
+
+    def _run(self):
         plan = self.plan
         soft, held = [], []
         for n, image in enumerate(self.images):
@@ -156,38 +180,50 @@ class Study:
 
         if len(plan.tiles) == 1:
             for done, tile, layer, value, w in features():
-                _one(self, layer, tile, lambda channels, v=value, w=w: separation(v, w(v), channels)[0])
+                _one(
+                    self,
+                    layer,
+                    tile,
+                    value,
+                    lambda some, channels, w=w: separation(some, w(some), channels is not None),
+                )
                 del value
                 yield done, layer
             return
         sums, offsets = {}, {}
         for done, _, layer, value, w in features():
-            offset = offsets.setdefault(layer, value[0].flatten(1).mean(1))
-            before = sums.get(layer, (0, 0))
-            here = w(value)
-            sums[layer] = before[0] + weighed(value, here, offset), before[1] + here[0].flatten(1).sum(1)
+            if layer not in offsets:
+                offsets[layer] = value[0].flatten(1).mean(1)
+            before, here = sums.get(layer, (0, 0)), w(value)
+            sums[layer] = before[0] + weighed(value, here, offsets[layer]), before[1] + here[0].flatten(1).sum(1)
+            del value
             yield done / 2 + 0.25, None
         for done, tile, layer, value, _ in features():
+            total, count = sums[layer]
 
-            def separate(channels, v=value, layer=layer):
-                return separation_from(v, *sums[layer], offsets[layer], channels)
+            def separate(some, channels, total=total, count=count, at=offsets[layer]):
+                chosen = channels if channels is not None else slice(None)
+                return separation_from(some, total[:, chosen], count, at[chosen], channels is not None)
 
-            _one(self, layer, tile, separate)
-            yield done / 2 + 0.5, None
+            _one(self, layer, tile, value, separate)
+            del value
+            yield done / 2 + 0.5, layer if tile == plan.tiles[-1] else None
 
     def settle(self, part: int, logits: Tensor, reference: Tensor | None) -> None:
         """The thresholded output of an image, and what its maps are compared with (None: that output)."""
         inside, model = self.plan.parts[part].inside, self.plan.model
         if self.plan.per_label:
-            self.predicted[part] = [model.foreground(logits, n)[0] & inside for n in range(len(model.labels))]
-        b = self.outputs[part] = model.foreground(logits, self.plan.label)[0] & inside
-        g = self.reference[part] = b if reference is None else reference & inside
+            several = model.package.output.activation == "softmax"
+            self.predicted[part] = logits.argmax(1)[0] if several else logits[0] > 0
+        b = model.foreground(logits, self.plan.label)[0] & inside
+        g = b if reference is None else reference & inside
         self.totals += [int(torch.count_nonzero(m)) for m in (g, b, g & b, inside)]
+        self.outputs[part], self.reference[part] = b.cpu().numpy(), g.cpu().numpy()
 
     def add(self, key, part: int, own, maps: Tensor) -> None:
         """Take in maps (M, *own shape) of units ``key`` + (0, 1, …), or of a layer."""
         found = maps.cpu().numpy()
-        g, b = (m[part][own].cpu().numpy() for m in (self.reference, self.outputs))
+        g, b = self.reference[part][own], self.outputs[part][own]
         unit = isinstance(key, tuple)
         if unit:
             self.heat[part][own] += found.sum(0, dtype=np.float32)
@@ -195,18 +231,24 @@ class Study:
             one = (key[0], key[1] + n) if unit else key
             row = [np.count_nonzero(m) for m in (each, each & g, each & b)]
             self.counts[one] = self.counts.get(one, 0) + np.array(row, np.int64)
-            if one not in self.maps and self.keep(one):
+            if one not in self.maps and one not in self.dropped and (unit or self.keep):
                 self.maps[one] = [np.zeros(p.prepared.shape, bool) for p in self.plan.parts]
             if one in self.maps:
                 self.maps[one][part][own] = each
+        if unit:
+            kept = [k for k in self.maps if isinstance(k, tuple)][::-1]
+            for one in sorted(kept, key=lambda k: self.scores(k)["dice"])[: max(0, len(kept) - self.room)]:
+                self.dropped.add(one)
+                del self.maps[one]
 
-    def add_labels(self, number: int, part: int, own, separation: Tensor) -> None:
-        """Take in how one layer of one tile tells every label, from (K − 1, *own shape)."""
-        inside = self.plan.parts[part].inside[own]
-        for label, predicted in enumerate(self.predicted[part]):
-            found, b = self.plan.decided(separation[:, None], label)[0] & inside, predicted[own]
-            row = [int(torch.count_nonzero(m)) for m in (found, b, found & b)]
-            self.labels[number, label] = self.labels.get((number, label), 0) + np.array(row, np.int64)
+    def add_labels(self, layer: str, part: int, own, nearest: Tensor) -> None:
+        """Take in how one layer of one tile tells every label, from the nearest prototypes (*own shape)."""
+        inside, predicted = self.plan.parts[part].inside[own], self.predicted[part]
+        for label in range(len(self.plan.model.labels)):
+            b = predicted[own] == label if predicted.dtype != torch.bool else predicted[label][own]
+            found = (nearest == self.plan.prototype(label)) & inside
+            row = [int(torch.count_nonzero(m)) for m in (found, b & inside, found & b)]
+            self.labels[layer, label] = self.labels.get((layer, label), 0) + np.array(row, np.int64)
 
     def scores(self, key) -> dict[str, float]:
         """Dice (the SA score, eq. 8), Jaccard, accuracy, sensitivity, specificity, and Dice with the output."""
@@ -255,27 +297,34 @@ def _features(plan, x):
 INPUT = Layer("input", "input image", "", (), group="input")
 
 
-def _one(result, layer, tile, separate):
-    """Map one layer of one tile, and its units; ``separate(channels)`` gives their `separation`."""
+def _one(result, layer, tile, value, separate):
+    """Map one layer of one tile, and its units a few at a time; ``separate(features, channels)`` gives their `separation`.
+
+    ``channels`` is the slice of the layer's channels that ``features`` are, for units; None for the layer as a whole.
+    """
     plan, (n, window, own) = result.plan, tile
     shape = tuple(s.stop - s.start for s in window)
     local = _within(own, window)
     inside = plan.parts[n].inside[own]
+    wanted = plan.prototype(plan.label)
 
-    def maps(values):  # (K − 1, M, *low)
-        per = max(1, _AT_ONCE // (4 * len(values) * math.prod(shape)))
-        for at in range(0, values.shape[1], per):
-            part = values[:, at : at + per]
-            up = plan.interpolation.up(part.flatten(0, 1)[None], shape)[0].unflatten(0, part.shape[:2])
-            yield at, up[(slice(None), slice(None), *local)]
+    def nearest(some, channels=None):
+        values = separate(some, channels)[0]  # (K − 1, M, *low)
+        values = values if channels is not None else values[:, None]
+        up = plan.interpolation.up(values.flatten(0, 1)[None], shape)[0].unflatten(0, values.shape[:2])
+        return plan.nearest(up[(slice(None), slice(None), *local)])
 
-    for _, values in maps(separate(False)[0][:, None]):
-        result.add(layer.number, n, own, plan.decided(values) & inside)
-        if plan.per_label:
-            result.add_labels(layer.number, n, own, values[:, 0])
+    found = nearest(value)
+    result.add(layer.name, n, own, (found == wanted) & inside)
+    if plan.per_label:
+        result.add_labels(layer.name, n, own, found[0])
     if result.with_units and layer in plan.unit_layers:
-        for at, values in maps(separate(True)[0]):
-            result.add((layer.number, at), n, own, plan.decided(values) & inside)
+        count = len(plan.model.labels) if plan.per_label else 1
+        per = max(1, _AT_ONCE // (4 * count * math.prod(shape)))
+        for at in range(0, value.shape[1], per):
+            some = value[:, at : at + per]
+            maps = nearest(some, slice(at, at + some.shape[1])) == wanted
+            result.add((layer.name, at), n, own, maps & inside)
 
 
 def _within(own, window):

@@ -55,7 +55,7 @@ def normalized(weights: Tensor) -> tuple[Tensor, Tensor]:
     return weights / torch.where(sums > 0, sums, 1.0)[..., None], sums
 
 
-def separation(features: Tensor, weights: Tensor, channels: bool = False) -> tuple[Tensor, Tensor]:
+def separation(features: Tensor, weights: Tensor, channels: bool = False) -> Tensor:
     """By how much nearer each voxel is to each object's prototype than to the background's; eq. 6 and 7.
 
     Parameters
@@ -69,20 +69,17 @@ def separation(features: Tensor, weights: Tensor, channels: bool = False) -> tup
 
     Returns
     -------
-    separation : Tensor, shape (N, K − 1, *low), or (N, K − 1, C, *low)
+    Tensor, shape (N, K − 1, *low), or (N, K − 1, C, *low)
         Half of |f − c_0|² − |f − c_k|², summed over channels: object k where it is above 0 (K = 2) or the largest one above 0; a tie
         is background. Where nothing has the weight of a prototype it is −1 (no object) or +1 (no background) everywhere.
-    centred prototypes : Tensor, shape (N, K, C)
-        c_k minus the channel's mean.
     """
     weights, sums = normalized(weights)
-    total, found = _Total(channels), []
+    total = _Total(channels)
     for part in _parts(features.flatten(2)):
         # Centred first: c_k − c_0 would otherwise lose its digits where the mean is large.
         part = part - part.mean(-1, keepdim=True)
-        found.append(weights @ part.transpose(1, 2))
-        total.add(part, found[-1])
-    return total.settled(sums, features), torch.cat(found, 2)
+        total.add(part, weights @ part.transpose(1, 2))
+    return total.settled(sums, features)
 
 
 def weighed(features: Tensor, weights: Tensor, offset: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _PLANE_OF = {axis: plane for plane, axis in PLANES.items()}
 _AXIS_NAMES = "kji"
 
 
-def prepare(model, volumes: list[Volume], slice: str = "") -> Prepared:
+def prepare(model, volumes: list[Volume], slice: str = "", like: Prepared | None = None) -> Prepared:
     """Make the network's input from one volume per channel.
 
     Parameters
@@ -32,6 +32,9 @@ def prepare(model, volumes: list[Volume], slice: str = "") -> Prepared:
     slice : str
         For 2-D networks: ``axial:57``, ``coronal:3``, ``sagittal:9`` (index along the IJK axis closest to that direction) or
         ``k:57``, ``j:…``, ``i:…``. May be empty for a volume of one slice.
+    like : Prepared, optional
+        Another slice of the same volumes: what holds for all of them (checks, resampled channels, statistics of the whole volume) is
+        taken over.
 
     Raises
     ------
@@ -45,10 +48,13 @@ def prepare(model, volumes: list[Volume], slice: str = "") -> Prepared:
             f"'{package.name}' takes {len(about.channels)} volume{'s' if len(about.channels) > 1 else ''}"
             f" ({', '.join(about.channels)}), and {len(volumes)} came; give one per channel, in that order."
         )
-    for volume in volumes:
-        volume.require_finite()
     first = volumes[0]
-    channels = [first] + [on_grid(volume, first) for volume in volumes[1:]]
+    if like is None:
+        for volume in volumes:
+            volume.require_finite()
+        channels = [first] + [on_grid(volume, first) for volume in volumes[1:]]
+    else:
+        channels = like.channels
     plane, index = (None, None)
     if about.spatial_dims == 2:
         plane = plane_axis(package, first)
@@ -57,7 +63,10 @@ def prepare(model, volumes: list[Volume], slice: str = "") -> Prepared:
         raise MedXAIError(f"'{package.name}' is a 3-D network and takes the whole volume; leave the slice out.")
     axes = _padded(package, first, _axes(package, first))
     frozen = [
-        freeze(rule, v, _statistics(rule, v, axes, plane, index, package)) for rule, v in zip(about.intensity, channels)
+        freeze(rule, v, _statistics(rule, v, axes, plane, index, package))
+        if like is None or rule.per_slice
+        else like.intensity[n]
+        for n, (rule, v) in enumerate(zip(about.intensity, channels))
     ]
     shape = tuple(one.size for one in axes)
     x = np.empty((1, len(channels), *shape), np.float32)
@@ -67,7 +76,7 @@ def prepare(model, volumes: list[Volume], slice: str = "") -> Prepared:
         if any(one.before or one.after for one in axes):
             out[...] = rule.of(float(volume.array.min()))
         rule.apply(array, out[valid])
-    return Prepared(torch.from_numpy(x).to(model.device), package, first, axes, plane, index, tuple(frozen))
+    return Prepared(torch.from_numpy(x).to(model.device), package, channels, axes, plane, index, tuple(frozen))
 
 
 class Prepared:
@@ -77,6 +86,8 @@ class Prepared:
     ----------
     x : Tensor, shape (1, C, *shape), float32
         Network units, padded, contiguous, on the model's device.
+    channels : list of Volume
+        The inputs on the grid of the first.
     volume : Volume
         The first input.
     shape : tuple of int
@@ -93,8 +104,10 @@ class Prepared:
         The image at the start, channel 0, in the volume's units: the volume, or what `replace` put in its place.
     """
 
-    def __init__(self, x, package, volume: Volume, axes: list[Axis], plane, index, intensity: tuple[Frozen, ...]):
-        self.x, self.volume, self.axes, self.intensity = x, volume, tuple(axes), intensity
+    def __init__(
+        self, x, package, channels: list[Volume], axes: list[Axis], plane, index, intensity: tuple[Frozen, ...]
+    ):
+        self.x, self.channels, self.volume, self.axes, self.intensity = x, channels, channels[0], tuple(axes), intensity
         self.orientation = package.input.orientation
         self.shape = tuple(x.shape[2:])
         self.valid = tuple(np.s_[one.before : one.before + one.count] for one in axes)

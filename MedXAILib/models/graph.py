@@ -26,8 +26,8 @@ _KINDS = (
     ("normalisation", ("batch_norm", "instance_norm", "group_norm", "layer_norm")),
     ("pooling", ("pool",)),
     ("attention", ("scaled_dot_product",)),
-    ("linear", ("linear", "addmm", "matmul", "bmm")),
     ("upsampling", ("upsample", "pixel_shuffle")),
+    ("linear", ("linear", "addmm", "matmul", "bmm")),
     ("softmax", ("softmax",)),
     ("dropout", ("dropout",)),
     ("activation", ("relu", "elu", "gelu", "silu", "sigmoid", "tanh", "softplus", "mish", "hardswish", "swish", "celu", "glu", "hardtanh", "threshold", "clamp")),
@@ -41,7 +41,7 @@ _KINDS = (
 VIEWS = {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "expand",
     "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "detach", "alias", "contiguous", "dropout",
-    "to", "t",
+    "to", "t", "view_as", "reshape_as", "expand_as", "movedim", "swapaxes", "tensor_split", "as_strided", "diagonal",
 }  # fmt: skip
 
 
@@ -51,7 +51,8 @@ class Layer:
 
     ``shape`` is (channels, *spatial) at the size the graph was traced with; ``operation`` the ATen name; ``path`` the module that holds
     its weights, such as ``down.0.3``, empty where the network does not tell (a frozen program). ``group`` is ``early``, ``deep`` or
-    ``late`` and ``number`` counts from 1 for the layers that `blocks` finds; ``output`` names the node where such a block ends.
+    ``late`` and ``number`` counts from 1 for the blocks on the way to the answer; ``output`` names the node that is read, for a block the
+    one where it ends; empty where it is computed on another batch than the image.
     """
 
     name: str
@@ -172,12 +173,13 @@ def layers(traced: fx.GraphModule, module: nn.Module | None = None, key=None) ->
     """
     paths = _paths(traced, module)
     found = []
+    batch, _, *size = next(shape_of(n) for n in traced.graph.nodes if n.op == "placeholder")
     for node in traced.graph.nodes:
         shape, kind = shape_of(node), _kind(node)
         if kind and shape is not None and len(shape) >= 2:
-            found.append(Layer(node.name, kind, operation(node), shape[1:], paths.get(node, ""), output=node.name))
+            output = node.name if shape[0] == batch else ""
+            found.append(Layer(node.name, kind, operation(node), shape[1:], paths.get(node, ""), output=output))
     ends = _block_ends(traced, key)
-    size = next(shape_of(n) for n in traced.graph.nodes if n.op == "placeholder")[2:]
     groups = iter(enumerate(_groups([shape_of(end)[2:] for end in ends.values()], size), 1))
     for at, one in enumerate(found):
         if one.name in ends:
@@ -211,47 +213,57 @@ def _paths(traced, module) -> dict[fx.Node, str]:
 def _block_ends(traced, key) -> dict[str, fx.Node]:
     """Each layer of He et al. 2023, section 4.3: a convolution -> where its block ends, after normalisation and activation.
 
-    Left out: what gives the answer itself, what has no spatial extent, and upsampling by a transposed convolution alone.
+    Left out: what gives the answer itself or does not lead to it, what has no spatial extent or another batch, and upsampling by a
+    transposed convolution alone.
     """
     answer = picked(traced, key)
     image = shape_of(next(n for n in traced.graph.nodes if n.op == "placeholder"))
-    own = _answering(answer)
+    own, leading = _answering(answer), _leading(answer)
     found = {}
     for node in traced.graph.nodes:
         kind = _kind(node)
-        if kind not in ("convolution", "transposed convolution") or node in own:
+        if kind not in ("convolution", "transposed convolution") or node in own or node not in leading:
             continue
         end = node
-        while len(end.users) == 1:
-            after = next(iter(end.users))
-            passes = after.target is operator.getitem or _kind(after) in ("normalisation", "activation", "dropout")
-            if not passes or after.all_input_nodes[0] is not end:
+        while True:
+            # Programs keep outputs of a normalisation that nobody reads.
+            users = [one for one in end.users if one.users or one.op == "output"]
+            passes = len(users) == 1 and (
+                users[0].target is operator.getitem or _kind(users[0]) in ("normalisation", "activation", "dropout")
+            )
+            if not passes or users[0].all_input_nodes[0] is not end:
                 break
-            end = after
+            end = users[0]
         shape = shape_of(end)
-        if shape is None or len(shape) != len(image) or math.prod(shape[2:]) == 1 < math.prod(image[2:]):
+        if shape is None or len(shape) != len(image) or shape[0] != image[0]:
+            continue
+        if math.prod(shape[2:]) == 1 < math.prod(image[2:]):
             continue
         if kind == "convolution" or end is not node:
             found[node.name] = end
     return found
 
 
-def _answering(answer) -> set[fx.Node]:
-    """The nodes that have the answer's channels and lead to it, back to its convolution."""
+def _leading(answer) -> set[fx.Node]:
+    """The nodes that the answer depends on."""
     found, waiting = set(), [answer] if answer is not None else []
     while waiting:
         node = waiting.pop()
-        shape = shape_of(node)
-        if (
-            node in found
-            or node.op != "call_function"
-            or shape is None
-            or len(shape) < 2
-            or shape[1] != shape_of(answer)[1]
-        ):
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _answering(answer) -> set[fx.Node]:
+    """The nodes from which the answer comes without another convolution in between, the last convolutions included."""
+    found, waiting = set(), [answer] if answer is not None else []
+    while waiting:
+        node = waiting.pop()
+        if node in found or node.op != "call_function":
             continue
         found.add(node)
-        if "conv" not in operation(node):
+        if _kind(node) not in ("convolution", "transposed convolution", "linear", "attention"):
             waiting += node.all_input_nodes
     return found
 

@@ -266,7 +266,11 @@ class Model:
         lower : str
             What a person can lower, such as ``the volume's size (crop it)``.
         """
-        need, have = self.estimate_bytes(shape, gradient), memory.available(self.device)
+        try:
+            need = self.estimate_bytes(shape, gradient)
+        except MedXAIError:  # a program of one size cannot be looked at in a small one: no estimate
+            return
+        have = memory.available(self.device)
         if have is not None and need > have:
             raise MedXAIError(
                 f"'{self.package.name}' needs about {need / 2**30:.1f} GiB for {_by(shape)} voxels, but {have / 2**30:.1f} GiB "

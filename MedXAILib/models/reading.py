@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Generator, Sequence
+from dataclasses import replace
 
 from torch import Tensor, fx
 
@@ -17,7 +19,8 @@ def choose(model, names: Sequence[str], shape: Sequence[int]) -> list[graphs.Lay
     Parameters
     ----------
     names : sequence of str
-        Each a layer's name, the path of its module, or its number; ``all`` for every block, ``last-K`` for the last K of them.
+        Each a layer's name, its number, or the path of its module (where that is not a number); ``all`` for every block, ``last-K`` for
+        the last K of them. A layer that is no block gets a number after theirs.
 
     Raises
     ------
@@ -26,6 +29,9 @@ def choose(model, names: Sequence[str], shape: Sequence[int]) -> list[graphs.Lay
     """
     layers = model.layers(shape)
     blocks = [one for one in layers if one.number]
+    layers = [one if one.number else replace(one, number=len(blocks) + at) for at, one in enumerate(layers, 1)]
+    if not names:
+        raise MedXAIError("No layer was named; say which, or 'all'.")
     if not blocks:
         raise MedXAIError(
             f"'{model.package.name}' has no convolution whose output could be read; name a layer of another kind."
@@ -46,6 +52,10 @@ def choose(model, names: Sequence[str], shape: Sequence[int]) -> list[graphs.Lay
                 " see 'medxai models describe' for its layers."
             )
         for one in some:
+            if not one.output:
+                raise MedXAIError(
+                    f"The layer '{one.name}' ({one.kind}) is computed on another batch than the image, so it has no map; choose another."
+                )
             if len(one.shape) != 1 + len(shape) or math.prod(one.shape[1:]) == 1 < math.prod(shape):
                 raise MedXAIError(
                     f"The layer '{one.name}' ({one.kind}) has no spatial extent: its output is"
@@ -84,19 +94,19 @@ def read(model, x: Tensor, layers: Collection[graphs.Layer]) -> Generator[tuple[
     last, changed = _lives(nodes)
     values = {}
     try:
-        with graphs.no_autocast(x.device):
-            for position, node in enumerate(nodes):
-                try:
+        for position, node in enumerate(nodes):
+            try:
+                with graphs.no_autocast(x.device):
                     value = values[node] = _value(traced, node, values, x)
-                except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                    raise model.refusal(error, x) from error
-                if node.op == "output":
-                    yield None, model.answer(value, x)
-                for one in wanted.get(node.name, ()):
-                    yield one, value.clone() if position < changed.get(node, -1) else value
-                value = None
-                for source in last.get(position, ()):
-                    del values[source]
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                raise model.refusal(error, x) from error
+            if node.op == "output":
+                yield None, model.answer(value, x)
+            for one in wanted.get(node.name, ()):  # float32 whatever the network computes in
+                yield one, value.float().clone() if position < changed.get(node, -1) else value.float()
+            value = None
+            for source in last.get(position, ()):
+                del values[source]
     finally:
         values.clear()
 
@@ -121,7 +131,7 @@ def _lives(nodes) -> tuple[dict[int, list], dict]:
     for position, node in enumerate(nodes):
         name = graphs.operation(node)
         source = node.all_input_nodes[0] if node.all_input_nodes else None
-        shares = source is not None and (name.endswith("_") or name in graphs.VIEWS)
+        shares = source is not None and (name.endswith("_") or name in graphs.VIEWS or node.target is operator.getitem)
         root[node] = root[source] if shares else node
         if shares and name.endswith("_"):
             changed[root[node]] = position

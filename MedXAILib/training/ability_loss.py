@@ -184,7 +184,7 @@ class AbilityLoss:
         features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
         flat = features.flatten(2)
         variance = (flat - flat.mean(-1, keepdim=True)).square().mean((1, 2))  # of each image
-        apart, _ = separation(features, weights.to(features))
+        apart = separation(features, weights.to(features))
         scale = features.shape[1] * variance.clamp_min(1).reshape(-1, *(1,) * (apart.ndim - 1))
         nearer = self.interpolation.up(2 * apart / scale, size)  # separation is half of the difference
         return torch.cat([torch.zeros_like(nearer[:, :1]), nearer], 1).softmax(1)[:, 1:]

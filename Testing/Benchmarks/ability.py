@@ -105,7 +105,7 @@ def plain(plan, held):
         background = (f * (1 - p)).sum(axes, keepdim=True) / (1 - p).sum(axes, keepdim=True)
         distances = torch.cat([((f - c) ** 2).sum(1, keepdim=True) for c in (background, objects)], 1)
         mask = torch.softmax(-distances, 1).argmax(1)[0] > 0
-        found[layer.number] = mask, 2 * float((mask & truth).sum()) / float(mask.sum() + truth.sum())
+        found[layer.name] = mask, 2 * float((mask & truth).sum()) / float(mask.sum() + truth.sum())
     return found
 
 
@@ -116,14 +116,10 @@ def features(plan) -> dict:
 
 
 def equal(study, theirs) -> None:
-    for number, (mask, dice) in theirs.items():
-        differ = np.mean(study.maps[number][0] != mask.cpu().numpy())
-        assert differ < 1e-2, (
-            f"layer {number}: {differ:.2%} of the voxels differ"
-        )  # sums over 512 channels in single precision
-        assert abs(study.scores(number)["dice"] - dice) < 5e-3, (
-            f"layer {number}: {study.scores(number)['dice']} and {dice}"
-        )
+    for name, (mask, dice) in theirs.items():
+        differ = np.mean(study.maps[name][0] != mask.cpu().numpy())
+        assert differ < 1e-2, f"{name}: {differ:.2%} of the voxels differ"  # sums over 512 channels in single precision
+        assert abs(study.scores(name)["dice"] - dice) < 5e-3, f"{name}: {study.scores(name)['dice']} and {dice}"
 
 
 def _wait(device):

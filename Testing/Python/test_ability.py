@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import planted
@@ -10,7 +11,7 @@ import pytest
 import torch
 from test_dream import UNET, network, open_package
 
-from MedXAILib import cli, io
+from MedXAILib import cli, io, output
 from MedXAILib.errors import MedXAIError
 from MedXAILib.explanation import run
 from MedXAILib.methods import REGISTRY
@@ -106,10 +107,10 @@ def test_the_native_resolution_equals_upsampled_features(sizes, mode, align_corn
     soft = torch.rand(2, 3, *size, dtype=torch.float64).pow(4)
     interpolation = Interpolation(mode, align_corners)
     plain = plain_separation(features, soft, interpolation)
-    found, _ = separation(features, interpolation.adjoint(soft, low))
+    found = separation(features, interpolation.adjoint(soft, low))
     assert torch.allclose(interpolation.up(found, size), plain, rtol=0, atol=1e-10 * float(plain.abs().max()))
     with torch.no_grad():  # in parts
-        assert torch.allclose(separation(features, interpolation.adjoint(soft, low))[0], found, rtol=0, atol=1e-9)
+        assert torch.allclose(separation(features, interpolation.adjoint(soft, low)), found, rtol=0, atol=1e-9)
 
 
 def plain_separation(features, soft, interpolation):
@@ -126,21 +127,21 @@ def test_rotation_and_offset_of_the_features_change_nothing():
     features, weights = torch.randn(1, 5, 9, 11, dtype=torch.float64), torch.rand(1, 2, 9, 11, dtype=torch.float64)
     rotation, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
     turned = torch.einsum("ab,nbij->naij", rotation, features) + 100 * torch.randn(1, 5, 1, 1, dtype=torch.float64)
-    assert torch.allclose(separation(turned, weights)[0], separation(features, weights)[0], atol=1e-11)
+    assert torch.allclose(separation(turned, weights), separation(features, weights), atol=1e-11)
 
 
 def test_single_precision_keeps_its_digits_far_from_zero():
     torch.manual_seed(0)
     features, weights = torch.randn(1, 8, 30, 31), torch.rand(1, 2, 30, 31)
     shifted = (features.double() + 1000).float()
-    exact = separation(shifted.double(), weights.double())[0]
-    assert (separation(shifted, weights)[0] - exact).abs().max() < 1e-5 * exact.abs().max()
+    exact = separation(shifted.double(), weights.double())
+    assert (separation(shifted, weights) - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_without_an_object_or_a_background_everything_is_one_class(value):
     soft = torch.full((1, 1, 6, 7), float(value))
-    found, _ = separation(torch.randn(1, 3, 6, 7), torch.cat([1 - soft, soft], 1))
+    found = separation(torch.randn(1, 3, 6, 7), torch.cat([1 - soft, soft], 1))
     assert ((found > 0) == bool(value)).all()
 
 
@@ -187,15 +188,13 @@ def test_every_layer_is_what_the_plain_form_gives(tmp_path, name):
     annotation = Volume((random.random(shape) < 0.2).astype(np.uint8), MATRIX, "dots")
     found = run(ability(model, [volume], AbilitySettings(), annotation))
     x = prepare(model, [volume]).x
-    by_path = {}
+    seen = []  # what any module gave
 
-    def watch(path):
-        def keep(_module, _inputs, output):  # returns nothing: what a hook returns would take the output's place
-            by_path[path] = output.clone()
+    def keep(_module, _inputs, output):  # returns nothing: what a hook returns would take the output's place
+        if isinstance(output, torch.Tensor):
+            seen.append(output.clone())
 
-        return keep
-
-    hooks = [module.register_forward_hook(watch(path)) for path, module in model.module.named_modules()]
+    hooks = [module.register_forward_hook(keep) for module in model.module.modules()]
     with torch.no_grad():
         logits = model.logits(x)
     for hook in hooks:
@@ -208,15 +207,10 @@ def test_every_layer_is_what_the_plain_form_gives(tmp_path, name):
     for number, path, dice in zip(layers["number"], layers["path"], layers["dice"]):
         if number == 0:
             features = x
-        elif ends[number].output == ends[number].name and path in by_path:  # a block of a convolution alone
-            features = by_path[path]
-        else:  # the block goes on: its end has the convolution's channels and is the last thing that its parent gives
-            parent = path.rpartition(".")[0]
-            features = by_path.get(parent)
+        else:
             with model.frozen(), torch.no_grad():
-                output = next(v for one, v in read(model, x, [ends[number]]) if one is not None)
-            if features is None or features.shape != output.shape or not torch.equal(features, output):
-                features = output
+                features = next(v for one, v in read(model, x, [ends[number]]) if one is not None)
+            assert any(torch.equal(features, one) for one in seen if one.shape == features.shape), path
         plain = plain_separation(features.double(), torch.cat([1 - soft, soft], 1).double(), Interpolation())[0, 0] > 0
         ours = torch.from_numpy(by_number[number].array.reshape(x.shape[2:]) > 0)
         assert (plain == ours).float().mean() > 0.998, path  # in single precision; ties and near-ties only
@@ -325,6 +319,14 @@ def test_all_slices_are_one_image(tmp_path):
     middle = run(ability(model, volumes, AbilitySettings(), annotation))  # the slice with most of the annotation
     assert middle.provenance["slices"] == [f"k:{int(annotation.array.sum((1, 2)).argmax())}"]
     assert middle.masks["output"].array.any((1, 2)).sum() == 1
+    item = middle.sequences["layers"].items[0][1]  # of the slice alone; the command writes it on the whole grid
+    assert item.shape == (1, *annotation.shape[1:])
+    (tmp_path / "files").mkdir()
+    output.write(middle, volumes, annotation, tmp_path / "files", scene=False)
+    written = io.read_volume(tmp_path / "files" / "map-input.nrrd")
+    k = int(annotation.array.sum((1, 2)).argmax())
+    assert written.same_grid(annotation) and np.array_equal(written.array[k], item.array[0])
+    assert written.array.any((1, 2)).sum() == 1
 
 
 def test_one_prototype_per_label(tmp_path):
@@ -373,6 +375,11 @@ def test_noise_study(tmp_path):
     volumes = [Volume(np.tile(v.array, (1, 5, 4)), MATRIX, v.name) for v in volumes]  # over a million voxels
     told = run(ability(model, volumes, small))
     assert "noise-1" not in told.sequences and any("--memory-budget" in note for note in told.notes)
+    assert "units" not in told.sequences and len(told.tables["units"].columns["unit"]) == 8
+    some = run(ability(model, volumes, AbilitySettings(memory_budget=3)))
+    table = some.tables["units"].columns
+    best = sorted(n for n, rank in zip(table["number"], table["rank"]) if rank <= 2)
+    assert [n for n, _ in some.sequences["units"].items] == best and some.sequences["units"].thinned == 6
 
 
 def test_a_body_mask_leaves_the_air_out(tmp_path):
@@ -405,6 +412,232 @@ def test_the_network_is_put_back_also_after_a_stop(tmp_path):
     steps.close()
     assert model.module.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[k]) for k, v in model.module.state_dict().items())
+
+
+# ---- what only looks the same ---------------------------------------------------------------------------------------------
+
+
+def test_scores_with_an_annotation_that_the_output_misses(tmp_path):
+    """Every figure against one counted by hand; μ is with the output, all else with the annotation."""
+    volumes, annotation = study(2)
+    other = annotation.with_array(np.roll(annotation.array, 40, 2))
+    found = run(ability(separators(tmp_path / "net", 2), volumes, AbilitySettings(units=("last-1",)), other))
+    g, b = other.array > 0, annotation.array > 0
+    maps = dict(found.sequences["units"].items)
+    table = found.tables["units"].columns
+    for n, number in enumerate(table["number"]):
+        s = maps[number].array > 0
+        tp, fp, fn, tn = (s & g).sum(), (s & ~g).sum(), (~s & g).sum(), (~s & ~g).sum()
+        expected = {
+            "dice": 2 * tp / (2 * tp + fp + fn), "jaccard": tp / (tp + fp + fn), "accuracy": (tp + tn) / s.size,
+            "sensitivity": tp / (tp + fn), "specificity": tn / (tn + fp), "dice_output": 2 * (s & b).sum() / (s.sum() + b.sum()),
+        }  # fmt: skip
+        for name, value in expected.items():
+            assert table[name][n] == pytest.approx(value, abs=1e-12), name
+    own = 2 * (b & g).sum() / (b.sum() + g.sum())
+    assert 0.3 < own < 0.7 and found.scores["output_dice"] == pytest.approx(own)
+    assert found.scores["mean_sa"] == pytest.approx(np.mean(table["dice_output"])) != np.mean(table["dice"])
+    assert found.scores["gain"] == pytest.approx(own - found.tables["layers"].columns["dice"][0])
+    states = ["active" if dice >= 0.8 * own else "inert" for dice in table["dice"]]
+    assert table["state"] == states and states[:2] == ["active", "active"]
+    assert set(found.curves["transition"].columns) == {"layer", "SA score", "with the output"}
+
+
+@pytest.mark.parametrize("how", ["padding", "body"])
+def test_what_lies_outside_weighs_nothing(tmp_path, how):
+    """The surroundings would move the prototypes: padding with the minimum, or air that is brighter than anything."""
+    volumes, annotation = study(2)
+    about = {"channels": ["object", "gauss", "coin"], "intensity": [{"kind": "none"}] * 3}
+    plain = run(ability(separators(tmp_path / "plain", 2), volumes, AbilitySettings(), annotation))
+    if how == "padding":
+        model = separators(tmp_path / "padded", 2, input=about | {"multiple_of": 64})  # 240 × 250 -> 256 × 256
+        found = run(ability(model, volumes, AbilitySettings(), annotation))
+    else:
+        rim = ((0, 0), (30, 30), (20, 20))
+        wide = [Volume(np.pad(v.array, rim, constant_values=50), MATRIX, v.name) for v in volumes]
+        truth = Volume(np.pad(annotation.array, rim), MATRIX, "annotation")
+        inside = np.pad(np.ones(annotation.shape, np.uint8), rim)
+        io.write_volume(tmp_path / "inside.nrrd", truth.with_array(inside))
+        body = AbilitySettings(body=str(tmp_path / "inside.nrrd"))
+        found = run(ability(separators(tmp_path / "padded", 2), wide, body, truth))
+    for name in ("layers", "units"):
+        one, other = plain.tables[name].columns, found.tables[name].columns
+        for column in ("dice", "accuracy", "specificity"):
+            assert one[column] == pytest.approx(other[column], abs=2e-3), (name, column)
+
+
+def test_resampled_flipped_and_oblique(tmp_path):
+    """Maps come back on the volume's own grid, whatever the network's is."""
+    volumes, annotation = study(3)
+    turn = np.deg2rad(20)
+    matrix = np.array(
+        [[np.cos(turn), -np.sin(turn), 0, 5], [np.sin(turn), np.cos(turn), 0, -3], [0, 0, -1, 7], [0, 0, 0, 1]]
+    )
+    matrix = matrix @ np.diag([1.5, 1.5, 2.0, 1])
+    volumes = [Volume(v.array, matrix, v.name) for v in volumes]
+    annotation = Volume(annotation.array, matrix, "annotation")
+    about = {
+        "channels": ["object", "gauss", "coin"], "intensity": [{"kind": "none"}] * 3, "orientation": "RAS", "spacing": [2, 2, 2],
+        "multiple_of": 4,
+    }  # fmt: skip
+    found = run(ability(separators(tmp_path / "net", 3, input=about), volumes, AbilitySettings(), annotation))
+    best = dict(found.sequences["units"].items)[1].array > 0
+    truth = annotation.array > 0
+    assert 2 * (best & truth).sum() / (best.sum() + truth.sum()) > 0.93  # a voxel of 2 mm at the rim
+    assert found.sequences["layers"].items[0][1].same_grid(annotation) and found.masks["output"].same_grid(annotation)
+
+
+def test_sigmoid_and_probabilities(tmp_path):
+    """One label with sigmoid, and the same network that gives probabilities, are the network with softmax."""
+    volumes, annotation = study(2)
+    wanted = run(ability(separators(tmp_path / "softmax", 2), volumes, AbilitySettings(), annotation))
+    net = separators(tmp_path / "again", 2).module
+
+    class Probability(torch.nn.Module):
+        def __init__(self, exclusive):
+            super().__init__()
+            self.net, self.exclusive = net, exclusive
+
+        def forward(self, x):
+            logits = self.net(x)
+            return torch.softmax(logits, 1) if self.exclusive else logits[:, 1:]
+
+    for name, exclusive, labels, activation in (
+        ("one", False, ["object"], "sigmoid"),
+        ("two", True, list(planted.LABELS), "none"),
+    ):
+        fields = {
+            "name": name, "task": "segmentation", "weights": "weights.ts",
+            "input": {
+                "spatial_dims": 2, "channels": ["object", "gauss", "coin"], "orientation": None, "spacing": None, "size": None,
+                "multiple_of": 1, "intensity": [{"kind": "none"}] * 3,
+            },
+            "output": {"labels": labels, "activation": activation},
+        }  # fmt: skip
+        script = torch.jit.trace(Probability(exclusive), torch.zeros(1, 3, 16, 16), check_trace=False)
+        model = open_package(
+            write_package(tmp_path / name, fields, lambda path, s=script: torch.jit.save(s, str(path)))
+        )
+        found = run(ability(model, volumes, AbilitySettings(), annotation))
+        assert len(found.tables["units"].columns["unit"]) == 8, "the answer's own convolution is no layer"
+        assert found.tables["units"].columns["dice"] == pytest.approx(wanted.tables["units"].columns["dice"], abs=2e-3)
+        per_label = run(ability(model, volumes, AbilitySettings(prototypes="labels"), annotation))
+        assert per_label.tables["units"].columns["dice"] == pytest.approx(
+            wanted.tables["units"].columns["dice"], abs=2e-3
+        )
+
+
+def test_a_layer_that_is_no_block(tmp_path):
+    """A pooling layer has a map and a number of its own; only the numbers of blocks are the paper's."""
+    model = open_package(network(tmp_path, "UNet", UNET, multiple_of=4))
+    names = [one.name for one in model.layers((40, 48)) if one.kind == "normalisation"][:2]
+    volume = Volume(np.random.default_rng(0).normal(size=(1, 40, 48)).astype(np.float32), MATRIX, "noise")
+    found = run(ability(model, [volume], AbilitySettings(layers=("1", *names), units=("none",))))
+    table = found.tables["layers"].columns
+    assert table["layer"] == ["input", "conv2d", *names] and len(set(table["number"])) == 4
+    assert all(0 <= value <= 1 for column in ("dice", "accuracy", "specificity") for value in table[column])
+    assert [n for n, _ in found.sequences["layers"].items] == table["number"]
+
+
+class Crowded(torch.nn.Module):
+    """Blocks whose reading is easily mistaken: another head, another batch, halves changed in place, half precision inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head, self.seg = (
+            torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((1, 4), (4, 4), (4, 1), (4, 2))
+        )
+        self.norm, self.low = torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        pair = self.first(torch.cat([x, -x]))  # a batch of two
+        y = self.second(pair[:1])
+        a, _ = y.chunk(2, 1)
+        torch.relu_(a)
+        y = torch.relu(self.norm(y))
+        half = torch.nn.functional.conv2d(y.bfloat16(), self.low.weight.bfloat16())
+        y = y + half.float()
+        return {"seg": self.seg(y), "reconstruction": self.head(y)}
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_networks_that_are_easily_misread(tmp_path, decomposed):
+    fields = {
+        "name": "crowded", "task": "segmentation", "weights": "weights.pt2",
+        "input": {
+            "spatial_dims": 2, "channels": ["image"], "orientation": None, "spacing": None, "size": [16, 18], "fit": "resize",
+            "multiple_of": 1, "intensity": {"kind": "none"},
+        },
+        "output": {"labels": ["background", "object"], "activation": "softmax", "key": "seg"},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    module = Crowded().eval().requires_grad_(False)
+    program = torch.export.export(module, (torch.zeros(1, 1, 16, 18),))
+    if decomposed:
+        program = program.run_decompositions()
+    model = open_package(write_package(tmp_path / "net", fields, lambda path: torch.export.save(program, str(path))))
+    x = torch.randn(1, 1, 16, 18)
+    layers = model.layers((16, 18))
+    blocks = [one for one in layers if one.number]
+    assert len(blocks) == 2  # the second convolution and the half-precision one: not the other batch's, not the heads
+    first = next(one for one in layers if one.kind == "convolution")
+    with pytest.raises(MedXAIError, match="is computed on another batch than the image"):
+        choose(model, [first.name], (16, 18))
+    with model.frozen(), torch.no_grad():
+        second = next(
+            one for one in layers if one.path == "second" or one is [o for o in layers if "conv" in o.kind][1]
+        )
+        found = dict(read(model, x, [replace(second, output=second.name), *blocks]))
+        expected = module.second(module.first(torch.cat([x, -x]))[:1])
+    assert torch.allclose(
+        next(v for k, v in found.items() if k is not None and k.output == second.name), expected, atol=1e-6
+    )
+    assert all(value.dtype == torch.float32 for value in found.values())
+    volume = Volume(x[0].numpy(), MATRIX, "noise")
+    assert len(run(ability(model, [volume], AbilitySettings())).tables["layers"].columns["layer"]) == 3
+
+
+def test_gradients_and_autocast_stay_the_callers(tmp_path):
+    volumes, annotation = study(2)
+    model = separators(tmp_path / "net", 2)
+    wanted = run(ability(model, volumes, AbilitySettings(), annotation))
+    first, second = (ability(model, volumes, AbilitySettings(), annotation) for _ in range(2))
+    for steps in (first, second):
+        for _ in range(3):
+            next(steps)
+            assert torch.is_grad_enabled()
+    first.close(), second.close()
+    assert torch.is_grad_enabled()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(ability(model, volumes, AbilitySettings(reading="kept"), annotation))
+        assert torch.is_autocast_enabled("cpu")
+    assert found.tables["units"].columns["dice"] == wanted.tables["units"].columns["dice"]
+
+
+def test_too_little_memory_is_met_by_computing_twice(tmp_path, monkeypatch):
+    volumes, annotation = study(2)
+    model = separators(tmp_path / "net", 2)
+    monkeypatch.setattr(
+        "MedXAILib.models.memory.available", lambda device: model.estimate_bytes((240, 250), False) + 2**20
+    )
+    found = run(ability(model, volumes, AbilitySettings(), annotation))
+    assert found.provenance["reading"] == "streamed"
+    monkeypatch.setattr("MedXAILib.models.memory.available", lambda device: 2**20)
+    with pytest.raises(MedXAIError, match="lower the volume's size") as error:
+        run(ability(model, volumes, AbilitySettings(), annotation))
+    assert error.value.kind == "memory"
+
+
+def test_one_slice_without_body_is_no_reason_to_stop(tmp_path):
+    volumes, annotation = study(3)
+    body = np.zeros(annotation.shape, np.uint8)
+    body[5:30, 4:40, 4:44] = 1
+    io.write_volume(tmp_path / "body.nrrd", annotation.with_array(body))
+    settings = AbilitySettings(slice="all", body=str(tmp_path / "body.nrrd"), units=("none",))
+    found = run(ability(separators(tmp_path / "net", 2), volumes, settings, annotation))
+    assert found.scores["output_dice"] == 1
+    outside = int((annotation.array.astype(bool) & ~body.astype(bool)).sum())
+    assert (outside > 0) == any(f"{outside} voxels of the annotation lie outside the body" in n for n in found.notes)
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------------

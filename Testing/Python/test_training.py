@@ -250,7 +250,7 @@ def test_sa_scores_are_those_of_the_last_rectifier(tmp_path):
     with model.frozen(), torch.no_grad():
         soft = model.module(x).softmax(1)
         features = outputs[0]
-        apart, _ = separation(features, Interpolation().adjoint(soft, features.shape[2:]))
+        apart = separation(features, Interpolation().adjoint(soft, features.shape[2:]))
     hook.remove()
     assert figures["without"]["last_layer"]["mean"] == pytest.approx(dice(apart[0, 0].numpy() > 0, true), abs=0.01)
     assert figures["without"]["output"]["mean"] == pytest.approx(dice(soft[0, 1].numpy() > 0.5, true))
