@@ -31,7 +31,7 @@ from MedXAILib.volume import Volume
 from .dream import _high_water
 
 #: name -> spatial shape, filters of the first level
-CASES = {"2-D 512²": ((512, 512), 64), "3-D 96³": ((96, 96, 96), 32)}
+CASES = {"2-D 512²": ((512, 512), 64), "3-D 96³": ((96, 96, 96), 16)}
 
 
 def image(shape) -> Volume:
@@ -90,7 +90,7 @@ def ours(plan):
     return study, time.perf_counter() - began
 
 
-def plain(plan, held):
+def plain(plan, held, dtype=torch.float32):
     """Maps and Dice of the plain form, from the layers' outputs and the logits."""
     p = torch.softmax(held[None], 1)[:, 1:]
     truth = p[0, 0] > 0.5
@@ -99,7 +99,7 @@ def plain(plan, held):
     for layer, features in held.items():
         if layer is None:
             continue
-        f = functional.interpolate(features, truth.shape, mode=mode, align_corners=False)
+        f = functional.interpolate(features.to(dtype), truth.shape, mode=mode, align_corners=False)
         axes = tuple(range(2, f.ndim))
         objects = (f * p).sum(axes, keepdim=True) / p.sum(axes, keepdim=True)
         background = (f * (1 - p)).sum(axes, keepdim=True) / (1 - p).sum(axes, keepdim=True)
@@ -115,11 +115,16 @@ def features(plan) -> dict:
         return {INPUT: x} | dict(read(plan.model, x, plan.layers))
 
 
-def equal(study, theirs) -> None:
-    for name, (mask, dice) in theirs.items():
-        differ = np.mean(study.maps[name][0] != mask.cpu().numpy())
-        assert differ < 1e-2, f"{name}: {differ:.2%} of the voxels differ"  # sums over 512 channels in single precision
+def equal(study, exact, single) -> float:
+    """Ours is the plain form's answer in double precision; returns the largest share of voxels that single precision costs that form."""
+    lost = 0.0
+    for name, (mask, dice) in exact.items():
+        mask = mask.cpu().numpy()
+        differ = np.mean(study.maps[name][0] != mask)
+        assert differ < 2e-3, f"{name}: {differ:.2%} of the voxels differ"
         assert abs(study.scores(name)["dice"] - dice) < 5e-3, f"{name}: {study.scores(name)['dice']} and {dice}"
+        lost = max(lost, np.mean(single[name][0].cpu().numpy() != mask))
+    return float(lost)
 
 
 def _wait(device):
@@ -167,7 +172,7 @@ def run(options, interleaved, row) -> dict:
         plan = plan_of(model, image(shape))
         with model.frozen():
             held = features(plan)
-            equal(ours(plan)[0], plain(plan, held))
+            lost = equal(ours(plan)[0], plain(plan, held, torch.float64), plain(plan, held))
 
             def forward(plan=plan):
                 with torch.no_grad():
@@ -203,6 +208,7 @@ def run(options, interleaved, row) -> dict:
         notes.append(
             f"{name}, {filters} filters, {sum(one.shape[0] for one in plan.layers)} channels, {bytes_of(plan.layers) / 2**20:.0f} MB of"
             f" features: the plain form takes {faster:.0f} times as long (median of the ratios round by round)"
+            f" and, summed in single precision, gets up to {lost:.1%} of a layer's voxels wrong"
         )
         del held
         if options.device == "cpu":
