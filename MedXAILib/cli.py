@@ -192,9 +192,9 @@ def _train_parser(commands):
 
 
 def _method(options) -> int:
-    from . import output
+    from . import files, output
 
-    output.check_new_folder(options.output)
+    files.check_new_folder(options.output)
     names = [one.name for one in settings.about(options.settings_class)]
     chosen = options.settings_class.from_json({k: v for k, v in vars(options).items() if k in names})
     if getattr(options, "cohort", None):
@@ -212,7 +212,7 @@ def _method(options) -> int:
     progress = _Progress(options.json)
     explanation = progress.drive(REGISTRY[options.method](model, volumes, chosen, segment))
     explanation.provenance["command"] = ["medxai", *options.arguments]
-    with output.new_folder(options.output) as folder:
+    with files.new_folder(options.output) as folder:
         progress.say(0.99, "Writing")
         left_out = output.write(explanation, volumes, segment, folder, scene=not options.no_scene)
     progress.end()
@@ -262,7 +262,7 @@ def _tell(explanation, folder, scene, as_json):
     if as_json:
         print(json.dumps({"event": "result", "folder": str(folder)}), flush=True)
         return
-    from .output import plain
+    from .files import plain
 
     scores = plain(explanation.scores)
     for name, score in scores.items():
@@ -324,7 +324,7 @@ def _reference(options) -> int:
 
 
 def _train_segmentation(options) -> int:
-    from .output import check_new_folder
+    from .files import check_new_folder
     from .training.settings import SegmentationSettings, TrainingSettings
 
     if (options.folder is None) != options.phantom:
@@ -393,7 +393,7 @@ class _Progress:
         gone = time.monotonic() - self.began
         left = gone / fraction - gone if fraction > 0.02 else None
         if self.as_json:
-            from .output import plain
+            from .files import plain
 
             print(json.dumps({"event": "progress", "fraction": round(fraction, 4), "stage": stage, "eta": left and round(left, 1)}), flush=True)  # fmt: skip
             for point in points:

@@ -10,7 +10,7 @@ import numpy as np
 from . import io
 from .errors import MedXAIError
 from .explanation import Explanation
-from .files import check_new_folder, disk_error, new_folder, plain, write_csv  # noqa: F401
+from .files import plain, write_csv
 from .volume import Volume
 
 

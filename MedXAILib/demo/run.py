@@ -42,9 +42,9 @@ def demo(folder, steps: int | None = None, as_json: bool = False, scene: bool = 
     int
         Exit status, as of the command.
     """
-    from .. import cli, output
+    from .. import cli, files
 
-    output.check_new_folder(folder)
+    files.check_new_folder(folder)
     folder, done = Path(folder), False
 
     def say(fraction, text):
@@ -72,7 +72,7 @@ def demo(folder, steps: int | None = None, as_json: bool = False, scene: bool = 
         status = cli.main(arguments)
         done = status == 0
     except OSError as error:
-        raise output.disk_error(error, folder) from error
+        raise files.disk_error(error, folder) from error
     finally:
         if not done:
             shutil.rmtree(folder, ignore_errors=True)

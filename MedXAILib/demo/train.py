@@ -66,11 +66,11 @@ def train_phantom(folder, cases: int = TRAINING_CASES, held_out: int = 24, **opt
     """
     if not 0 < cases <= HELD_OUT:
         raise MedXAIError(f"The number of training phantoms is {cases}; use 1 to {HELD_OUT}.")
-    from .. import output
+    from .. import files
 
     settings = TrainingSettings(**DEMO | options)
-    output.check_new_folder(folder)
-    with output.new_folder(folder) as new:  # trained, judged and described, or not there
+    files.check_new_folder(folder)
+    with files.new_folder(folder) as new:  # trained, judged and described, or not there
         phantoms = (case(n, lesions=n % 5 != 4) for n in range(cases))
         training = train(((p.image, p.labels) for p in phantoms), new / "model", fields(settings), settings)
         package = yield from part(training, 0.0, 0.9 if held_out else 1.0)
@@ -231,9 +231,9 @@ On {figures["cases"]} held-out phantoms (seeds {figures["seeds"][0]}–{figures[
 
 def train_slices(folder, settings: SegmentationSettings) -> Generator[Step, None, dict]:
     """`train_segmentation` on axial slices of phantoms; the figures tell as well what a threshold reaches for the lesions."""
-    from .. import output
+    from .. import files
 
-    output.check_new_folder(folder)
+    files.check_new_folder(folder)
     settings = replace(settings, label=settings.label or "lesion", window=settings.window or WINDOW)
     cases, shown = Cases([], [], "PL", SPACING[:2], settings.label), {}
     seeds = [*range(settings.cases), *range(HELD_OUT, HELD_OUT + settings.test_cases)]

@@ -13,7 +13,7 @@ import numpy as np
 import planted
 import pytest
 
-from MedXAILib import cli, io, output
+from MedXAILib import cli, files, io
 from MedXAILib.errors import MedXAIError
 from MedXAILib.explanation import Step
 from MedXAILib.package import Package
@@ -179,7 +179,7 @@ def test_an_output_folder_where_one_may_not_look(tmp_path):
         if root:
             os.seteuid(65534)
         with pytest.raises(MedXAIError, match="cannot be"):
-            output.check_new_folder(closed / "run" / "out")
+            files.check_new_folder(closed / "run" / "out")
     finally:
         if root:
             os.seteuid(0)
