@@ -127,7 +127,13 @@ class Model:
         """
         label = self.label_index(label) if isinstance(label, str) else label
         if self.package.output.activation == "softmax":
-            return logits.argmax(1) == label
+            # As argmax, which takes the first of equals, but in one pass over voxels and not voxel by voxel over labels.
+            found = torch.ones_like(logits[:, label], dtype=torch.bool)
+            if label:
+                found &= logits[:, label] > logits[:, :label].amax(1)
+            if label + 1 < logits.shape[1]:
+                found &= logits[:, label] >= logits[:, label + 1 :].amax(1)
+            return found
         return logits[:, label] > 0
 
     def _pick(self, output) -> Tensor:
