@@ -234,23 +234,23 @@ def train_slices(folder, settings: SegmentationSettings) -> Generator[Step, None
     from .. import files
 
     files.check_new_folder(folder)
-    settings = replace(settings, label=settings.label or "lesion", window=settings.window or WINDOW)
-    cases, shown = Cases([], [], "PL", SPACING[:2], settings.label), {}
+    settings = replace(settings, segment=settings.segment or "lesion", window=settings.window or WINDOW)
+    cases, shown = Cases([], [], "PL", SPACING[:2], settings.segment), {}
     seeds = [*range(settings.cases), *range(HELD_OUT, HELD_OUT + settings.test_cases)]
     for number, seed in enumerate(seeds):
         yield Step(0.2 * number / len(seeds), f"Making phantom {number + 1} of {len(seeds)}")
         phantom = case(seed)
         try:
-            one = cut(f"phantom-{seed}", phantom.image, phantom.mask(settings.label).array > 0, settings.slices)
+            one = cut(f"phantom-{seed}", phantom.image, phantom.mask(settings.segment).array > 0, settings.slices)
         except MedXAIError as error:
-            if settings.label not in (*LABELS[1:], "organ"):
+            if settings.segment not in (*LABELS[1:], "organ"):
                 raise
             cases.skipped[f"phantom-{seed}"] = error.message
             continue
         (cases.train if seed < HELD_OUT else cases.test).append(one)
         shown[one.name] = [(phantom.image.array[k], phantom.labels.array[k]) for k in one.k]
     more = {}
-    if settings.label == "lesion" and cases.train and cases.test:
+    if settings.segment == "lesion" and cases.train and cases.test:
         known, held_out = (
             [pair for one in some for pair in shown[one.name]] for some in (cases.train[:40], cases.test)
         )

@@ -108,7 +108,8 @@ def cohort(model, folder, settings: AbilitySettings, segment: str | None = None,
             point = (Point("dice-by-mean-sa", len(rows), {"mean SA score": row["mean_sa"], "Dice": row["dice"]}),)
         yield Step((done + 1) / len(todo), told, point)
     if not rows:
-        first = next(iter(skipped.items()))
+        # What stopped a case that was tried says more than an image without a mask.
+        first = next((one for one in skipped.items() if one[0] in order), next(iter(skipped.items())))
         raise MedXAIError(
             f"None of the {len(skipped)} cases in '{folder}' could be used (the first: {first[0]}: {first[1]})."
         )

@@ -311,7 +311,7 @@ def _tables(result, clean, layers, settings, truth) -> None:
             "unit": [key[1] for key in units],
             **{name: [one[name] for one in scores] for name in (*SCORES, "dice_output")},
             "rank": rank.tolist(),
-            "state": ["active" if one["dice"] >= needed and one["dice"] > 0 else "inert" for one in scores],
+            "state": ["undefined" if not needed else "active" if one["dice"] >= needed else "inert" for one in scores],
             "number": list(range(1, len(units) + 1)),
         },
     )
@@ -337,11 +337,13 @@ def _judge(result, clean, settings, truth) -> None:
     last = blocks[-1]  # the image is one of them
     share = g / n
     chance = share / (share + 0.5)
-    result.scores.update(
-        mean_sa=mu, separableness=separableness, gain=own - separableness, output_voxels=b, reference_voxels=g
-    )
+    result.scores.update(mean_sa=mu, separableness=separableness, output_voxels=b, reference_voxels=g)
     if truth is not None:
-        result.scores["output_dice"] = own
+        result.scores.update(output_dice=own, gain=own - separableness)
+        if own < 0.05 and b and g:
+            result.notes.append(
+                f"The output and the annotation hardly overlap (Dice {own:.3f}): is it another patient's, or another label's?"
+            )
     if units:
         result.scores["units"] = len(units.columns["unit"])
         result.scores["active_units"] = units.columns["state"].count("active")

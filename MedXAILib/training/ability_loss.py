@@ -165,7 +165,13 @@ class AbilityLoss:
         if tuple(labels.shape) != (len(logits), wanted, *size):
             raise MedXAIError(
                 f"Labels of shape {given} do not fit logits of shape {tuple(logits.shape)};"
-                f" the ability loss takes {(len(logits), wanted, *size)}."
+                f" the ability loss takes {(len(logits), wanted, *size)}"
+                + (", label numbers (labels.argmax(1, keepdim=True)); or activation='sigmoid'." if softmax else ".")
+            )
+        if softmax and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < max(channels, 2):
+            raise MedXAIError(
+                f"The labels go from {int(labels.min())} to {int(labels.max())}; the ability loss takes label numbers from 0 to"
+                f" {channels - 1}."
             )
         logits = logits.detach() if self.detach else logits
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -47,7 +47,7 @@ class SegmentationSettings(TrainingSettings):
     filters: int = setting(
         64, "Filters of the U-Net's first level; each level below has twice as many.", low=1, high=1024
     )
-    label: str = setting("", "Segment to learn, by name or label value; may be left out where each mask holds one.")
+    segment: str = setting("", "Segment to learn, by name or label value; may be left out where each mask holds one.")
     slices: int = setting(
         0, "Slices of each case at most, those with most of the object; 0: all that hold it.", low=0, high=10**6
     )

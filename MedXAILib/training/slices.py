@@ -73,7 +73,7 @@ def folder_cases(folder, settings: SegmentationSettings) -> Generator[Step, None
         yield Step(number / len(listed), f"Case {number + 1} of {len(listed)}: {name}")
         name = f"{name} ({number + 1})" if name in read or name in skipped else name
         try:
-            image, mask = io.read_volume(image_file), io.read_mask(mask_file, settings.label or None)
+            image, mask = io.read_volume(image_file), io.read_mask(mask_file, settings.segment or None)
             image.require_finite()
             first = first or image
             if image.patient_axes[2] != first.patient_axes[2]:
@@ -100,6 +100,6 @@ def folder_cases(folder, settings: SegmentationSettings) -> Generator[Step, None
         [one for n, one in enumerate(cases) if n not in chosen],
         [one for n, one in enumerate(cases) if n in chosen],
         first.orientation[1] + first.orientation[0],
-        label=settings.label or "object",
+        label=settings.segment or "object",
         skipped=skipped,
     )

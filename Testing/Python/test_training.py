@@ -295,7 +295,7 @@ def test_refusals_of_slices(tmp_path, capsys):
         ([str(folder), "--preset", "demo"], "trains on --phantom alone"),
         ([str(folder), "--cases", "4"], "--cases means nothing with a folder"),
         ([str(folder), "--epoch", "4"], "1 of the 4 cases"),
-        (["--phantom", "--label", "spleen"], "no label 'spleen'"),
+        (["--phantom", "--segment", "spleen"], "no label 'spleen'"),
         (["--phantom", "--size", "24"], "--size is 24"),
     ):
         assert cli.main(["train", "segmentation", *arguments, "--output", str(tmp_path / "out")]) == 1, arguments
@@ -320,7 +320,7 @@ def test_phantom_slices_train_by_the_command(tmp_path, monkeypatch, capsys):
 
 def test_the_command_that_is_recorded_is_the_command():
     settings = SegmentationSettings(
-        layers=("down.0.5", "down.1.5"), window=(-150, 250), ability_loss=True, epochs=3, label="a lesion"
+        layers=("down.0.5", "down.1.5"), window=(-150, 250), ability_loss=True, epochs=3, segment="a lesion"
     )
     told = command_of(settings, "--phantom")
     options = cli._parse(shlex.split(told)[1:])
