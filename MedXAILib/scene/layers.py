@@ -177,10 +177,15 @@ def middle(array: np.ndarray) -> tuple[int, int, int]:
     """A voxel that is not zero, in the middle of the row with most of them of the slice with most of them."""
     low, high = bounds(array)
     box = array[tuple(slice(a, b) for a, b in zip(low, high))] != 0
-    k = int(box.sum((1, 2)).argmax())
-    j = int(box[k].sum(1).argmax())
-    found = np.flatnonzero(box[k, j])
-    return low[0] + k, low[1] + j, low[2] + int(found[len(found) // 2])
+    k = _middle(box.sum((1, 2)))
+    j = _middle(box[k].sum(1))
+    return low[0] + k, low[1] + j, low[2] + _middle(box[k, j])
+
+
+def _middle(counts: np.ndarray) -> int:
+    """Of the places with the largest count the middle one: of a map that is everywhere, its middle and not its border."""
+    found = np.flatnonzero(counts == counts.max())
+    return int(found[len(found) // 2])
 
 
 def interesting(explanation, volume: Volume) -> np.ndarray | None:
