@@ -75,9 +75,7 @@ def separation(features: Tensor, weights: Tensor, channels: bool = False) -> Ten
     """
     weights, sums = normalized(weights)
     total = _Total(channels)
-    for part in _parts(features.flatten(2)):
-        # Centred first: c_k − c_0 would otherwise lose its digits where the mean is large.
-        part = part - part.mean(-1, keepdim=True)
+    for _, part in _centred(features.flatten(2)):  # c_k − c_0 would otherwise lose its digits where the mean is large
         total.add(part, weights @ part.transpose(1, 2))
     return total.settled(sums, features)
 
@@ -85,8 +83,7 @@ def separation(features: Tensor, weights: Tensor, channels: bool = False) -> Ten
 def weighed(features: Tensor, weights: Tensor, offset: Tensor) -> Tensor:
     """Σ w_k (f − offset), (K, C), of one tile (1, C, *low) of an image; ``offset`` (C,) is any point near the features."""
     weights = weights.flatten(2)  # a batch of one: a product of matrices this thin is slow
-    parts = _pairs(features[0].flatten(1), offset)
-    return torch.cat([weights @ (part - at[:, None]).T[None] for part, at in parts], 2)[0]
+    return torch.cat([weights @ part.transpose(1, 2) for _, part in _centred(features.flatten(2), offset)], 2)[0]
 
 
 def separation_from(features: Tensor, weighed: Tensor, sums: Tensor, offset: Tensor, channels: bool = False) -> Tensor:
@@ -103,26 +100,27 @@ def separation_from(features: Tensor, weighed: Tensor, sums: Tensor, offset: Ten
         The same for all tiles.
     """
     c = weighed / torch.where(sums > 0, sums, 1.0)[:, None]
-    total, at = _Total(channels), 0
-    for part, near in _pairs(features[0].flatten(1), offset):
-        total.add((part - near[:, None])[None], c[None, :, at : at + len(part)])
-        at += len(part)
+    total = _Total(channels)
+    for at, part in _centred(features.flatten(2), offset):
+        total.add(part, c[None, :, at : at + part.shape[1]])
     return total.settled(sums[None], features)
 
 
-def _parts(flat: Tensor):
-    """Channels (N, C, voxels) in parts that stay in the processor's cache; all at once for training and on a GPU."""
-    rows = flat.shape[1]
+def _centred(flat: Tensor, offset: Tensor | None = None):
+    """Channels (N, C, voxels) minus their means, or minus ``offset`` (C,): (first channel, part), a part at a time.
+
+    Parts stay in the processor's cache and are written over each other; for training and on a GPU it is all at once.
+    """
+    rows, scratch = flat.shape[1], None
     if not torch.is_grad_enabled() and flat.device.type == "cpu":
-        rows = max(1, _CHUNK // max(1, flat[:, :1].numel() * flat.element_size()))
-    return flat.split(rows, 1)
-
-
-def _pairs(flat: Tensor, offset: Tensor):
-    at = 0
-    for part in _parts(flat[None]):
-        yield part[0], offset[at : at + part.shape[1]]
-        at += part.shape[1]
+        rows = max(1, min(rows, _CHUNK // max(1, flat[:, :1].numel() * flat.element_size())))
+        scratch = flat.new_empty(
+            (flat.shape[0], rows, flat.shape[2])
+        )  # made anew, its pages would cost more than the sums
+    for at in range(0, flat.shape[1], rows):
+        part = flat[:, at : at + rows]
+        away = part.mean(-1, keepdim=True) if offset is None else offset[at : at + rows, None]
+        yield at, part - away if scratch is None else torch.sub(part, away, out=scratch[:, : part.shape[1]])
 
 
 class _Total:
