@@ -126,8 +126,7 @@ def cohort(model, folder, settings: AbilitySettings, segment: str | None = None,
 
 def _check(model, settings) -> None:
     package, default = model.package, AbilitySettings()
-    if package.task != "segmentation":
-        raise MedXAIError(f"'{package.name}' is a {package.task} network; ability explains segmentation networks.")
+    model.require_task("segmentation", "ability")
     if len(package.input.channels) > 1:
         raise MedXAIError(
             f"'{package.name}' takes {len(package.input.channels)} channels ({', '.join(package.input.channels)}), and a case of a cohort is "

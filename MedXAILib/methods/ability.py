@@ -12,7 +12,7 @@ import torch
 from ..errors import MedXAIError
 from ..explanation import Curve, Explanation, Layer, Point, Sequence, Step, Steps, Table
 from ..models import prepare
-from ..models.geometry import plane_axis
+from ..models.geometry import fullest_slice, plane_axis, slice_of
 from ..models.reading import bytes_of, choose
 from ..settings import AbilitySettings
 from ..volume import Volume, mask_on_grid
@@ -56,10 +56,7 @@ def ability(model, volumes: list[Volume], settings: AbilitySettings, segment: Vo
         For bad input, each in one sentence.
     """
     began = time.perf_counter()
-    if model.package.task != "segmentation":
-        raise MedXAIError(
-            f"'{model.package.name}' is a {model.package.task} network; ability explains segmentation networks."
-        )
+    model.require_task("segmentation", "ability")
     label = model.label_index(settings.label)
     volume = volumes[0]
     truth = None if segment is None else annotation(segment, volume)
@@ -144,12 +141,13 @@ def _slices(model, volume, settings, truth) -> list[str]:
     """For a 2-D network the slices asked for; by default the one with most of the annotation."""
     if model.package.input.spatial_dims == 3:
         return [settings.slice]
-    axis = plane_axis(model.package, volume)
     if settings.slice.strip().lower() == "all":
-        return [f"{'kji'[axis]}:{n}" for n in range(volume.shape[axis])]
+        return [
+            slice_of(model.package, volume, [n] * 3) for n in range(volume.shape[plane_axis(model.package, volume)])
+        ]
     if settings.slice or truth is None or not truth.any():
         return [settings.slice]
-    return [f"{'kji'[axis]}:{int(truth.sum(axis=tuple(n for n in range(3) if n != axis)).argmax())}"]
+    return [fullest_slice(model.package, volume, truth)]
 
 
 def _part(model, prepared, truth, body) -> Part:

@@ -134,10 +134,8 @@ class Study:
         steps = self._run()
         try:
             while True:
-                with (
-                    torch.no_grad(),
-                    no_autocast(self.plan.model.device),
-                ):  # while it computes, not while the caller has the word
+                # While it computes, not while the caller has the word.
+                with torch.no_grad(), no_autocast(self.plan.model.device):
                     try:
                         found = next(steps)
                     except StopIteration:
@@ -180,13 +178,11 @@ class Study:
 
         if len(plan.tiles) == 1:
             for done, tile, layer, value, w in features():
-                _one(
-                    self,
-                    layer,
-                    tile,
-                    value,
-                    lambda some, channels, w=w: separation(some, w(some), channels is not None),
-                )
+
+                def separate(some, channels, w=w):
+                    return separation(some, w(some), channels is not None)
+
+                _one(self, layer, tile, value, separate)
                 del value
                 yield done, layer
             return

@@ -14,7 +14,7 @@ from ..errors import MedXAIError
 from ..explanation import Curve, Explanation, Layer, Patch, Point, Step, Steps, Table
 from ..models import prepare
 from ..models.crop import Box
-from ..models.geometry import plane_axis, slice_of
+from ..models.geometry import fullest_slice, slice_of
 from ..models.model import CLAMP
 from ..models.resample import on_grid
 from ..settings import DreamSettings
@@ -62,10 +62,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
     change is mapped back and added, so voxels that did not change stay bit-identical.
     """
     began = time.perf_counter()
-    if model.package.task != "segmentation":
-        raise MedXAIError(
-            f"'{model.package.name}' is a {model.package.task} network; dream explains segmentation networks."
-        )
+    model.require_task("segmentation", "dream")
     label = model.label_index(settings.label)
     volume = volumes[0]
     flat = model.package.input.spatial_dims == 2 or 1 in volume.shape
@@ -393,9 +390,7 @@ def _slice(model, volume, settings, voxel, inside) -> str:
     if model.package.input.spatial_dims == 3 or settings.slice:
         return settings.slice
     if voxel is None and inside is not None:
-        axis = plane_axis(model.package, volume)
-        best = int(inside.sum(axis=tuple(n for n in range(3) if n != axis)).argmax())
-        voxel = tuple(best if n == axis else 0 for n in range(3))
+        return fullest_slice(model.package, volume, inside)
     return "" if voxel is None else slice_of(model.package, volume, voxel)
 
 

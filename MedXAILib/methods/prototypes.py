@@ -114,9 +114,8 @@ def _centred(flat: Tensor, offset: Tensor | None = None):
     rows, scratch = flat.shape[1], None
     if not torch.is_grad_enabled() and flat.device.type == "cpu":
         rows = max(1, min(rows, _CHUNK // max(1, flat[:, :1].numel() * flat.element_size())))
-        scratch = flat.new_empty(
-            (flat.shape[0], rows, flat.shape[2])
-        )  # made anew, its pages would cost more than the sums
+        # Made anew for each part, its pages would cost more than the sums.
+        scratch = flat.new_empty((flat.shape[0], rows, flat.shape[2]))
     for at in range(0, flat.shape[1], rows):
         part = flat[:, at : at + rows]
         away = part.mean(-1, keepdim=True) if offset is None else offset[at : at + rows, None]

@@ -272,6 +272,13 @@ def slice_of(package, volume: Volume, voxel) -> str:
     return f"{_AXIS_NAMES[axis]}:{int(voxel[axis])}"
 
 
+def fullest_slice(package, volume: Volume, mask: np.ndarray) -> str:
+    """The slice, for a 2-D network, with most voxels of a mask (k, j, i)."""
+    axis = plane_axis(package, volume)
+    best = int(mask.sum(axis=tuple(n for n in range(3) if n != axis)).argmax())
+    return slice_of(package, volume, [best] * 3)
+
+
 def parse_slice(volume: Volume, text: str) -> tuple[int, int]:
     """Array axis and index that ``axial:57`` or ``k:57`` means in a volume; refused where there is no such slice."""
     name, _, number = text.strip().lower().partition(":")

@@ -58,6 +58,13 @@ class Model:
             )
         return self.labels.index(name)
 
+    def require_task(self, task: str, method: str) -> None:
+        """Refuse a network of another task than ``method`` explains."""
+        if self.package.task != task:
+            raise MedXAIError(
+                f"'{self.package.name}' is a {self.package.task} network; {method} explains {task} networks."
+            )
+
     # ---- computing ---------------------------------------------------------------------------------------------------
 
     def logits(self, x: Tensor) -> Tensor:
