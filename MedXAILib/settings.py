@@ -296,4 +296,50 @@ class AbilitySettings(Settings):
     device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
 
 
-METHODS = {"dream": DreamSettings, "ability": AbilitySettings}
+@dataclass(frozen=True)
+class BackprojectSettings(Settings):
+    """Settings of `backproject` (Kumar & Menkovski 2016, section 2)."""
+
+    label: str = setting("", "The label whose class score is told, by name; empty: the one the network answers.")
+    filters: int = setting(
+        25, "How many of the strongest filters are sent back; the paper takes 25.", low=1, high=100000
+    )
+    only: tuple[int, ...] = setting(
+        (), "These filters in place of the strongest, by number from 0, such as 3,17,40.", low=0, high=1000000,
+        title="Only filters",
+    )  # fmt: skip
+    layer: str = setting(
+        "", "The layer whose filters are sent back, by name, module path or number from 'medxai models describe'; empty: the last map of the"
+        " network before its answer.",
+    )  # fmt: skip
+    score: str = setting("max", "What makes a filter strong: the largest value, the sum or the mean of its map.", choices=("max", "sum", "mean"))  # fmt: skip
+    rule: str = setting(
+        "deconvnet", "What a rectifier does on the way back: let positive signals through (deconvnet), those where it was active (gradient), or"
+        " both (guided).", choices=("deconvnet", "gradient", "guided"),
+    )  # fmt: skip
+    combine: str = setting(
+        "equal", "The heat map is the mean of the filters' magnitudes, each with the same total (equal) or in proportion to its score (activation).",
+        choices=("equal", "activation"),
+    )  # fmt: skip
+    slice: str = setting(
+        "", "For 2-D networks: the slice, such as axial:57 or k:57; by default the one with most of the landmarks."
+    )
+    collisions: str = setting(
+        "sum", "Where windows of overlapping pooling share a switch: their signals are added (the transpose), or the last one counts (overwrite,"
+        " as Zeiler's unpooling).", choices=("sum", "overwrite"), advanced=True,
+    )  # fmt: skip
+    randomise: bool = setting(
+        False, "Also replace the weights of the top layers, one layer more at a time, and tell how far the heat map changes.",
+        title="Randomisation check",
+    )  # fmt: skip
+    batch: int = setting(
+        0, "Filters sent back at once; 0: as many as the memory budget allows.", low=0, high=100000, advanced=True
+    )
+    memory_budget: int = setting(1024, "Limit for the signals on their way back, and for the filters' maps that are kept.", low=1, high=65536, unit="MB", advanced=True)  # fmt: skip
+    seed: int = setting(
+        0, "Seed of the randomisation and of the filters drawn for comparison.", low=0, high=2**31 - 1, advanced=True
+    )
+    device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
+
+
+METHODS = {"dream": DreamSettings, "ability": AbilitySettings, "backproject": BackprojectSettings}

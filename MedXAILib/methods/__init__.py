@@ -15,5 +15,17 @@ class _Registry(dict):
         return self[name]
 
 
-_WHERE = {"dream": "dream", "ability": "ability"}
+_WHERE = {"dream": "dream", "ability": "ability", "backproject": "backproject"}
 REGISTRY = _Registry()
+
+
+def explain(method: str, model, volumes, settings, segments=()):
+    """The steps of a method by name, with the segments it was given: landmarks for ``backproject``, one at most for the others."""
+    if method == "backproject":
+        return REGISTRY[method](model, volumes, settings, tuple(segments))
+    if len(segments) > 1:
+        from ..errors import MedXAIError
+
+        names = ", ".join(f"'{one.name}'" for one in segments[:8])
+        raise MedXAIError(f"{method} takes one segment, and {len(segments)} came ({names}); choose one.")
+    return REGISTRY[method](model, volumes, settings, *segments)
