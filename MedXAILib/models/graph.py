@@ -218,11 +218,11 @@ def _block_ends(traced, key) -> dict[str, fx.Node]:
     """
     answer = picked(traced, key)
     image = shape_of(next(n for n in traced.graph.nodes if n.op == "placeholder"))
-    own, leading = _answering(answer), _leading(answer)
+    own, leads = _answering(answer), leading(answer)
     found = {}
     for node in traced.graph.nodes:
         kind = _kind(node)
-        if kind not in ("convolution", "transposed convolution") or node in own or node not in leading:
+        if kind not in ("convolution", "transposed convolution") or node in own or node not in leads:
             continue
         end = node
         while True:
@@ -244,7 +244,7 @@ def _block_ends(traced, key) -> dict[str, fx.Node]:
     return found
 
 
-def _leading(answer) -> set[fx.Node]:
+def leading(answer) -> set[fx.Node]:
     """The nodes that the answer depends on."""
     found, waiting = set(), [answer] if answer is not None else []
     while waiting:

@@ -98,5 +98,101 @@ class MeshNet(nn.Module):
         return self.features(x)
 
 
+class _Classifier(nn.Module):
+    """Convolution blocks, then fully connected layers to the logits; ``plan`` lists filters, ``"pool"`` and probabilities of dropout.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of the image, and classes.
+    size : int
+        Edge of the square image; the first fully connected layer depends on it. 224 in the paper.
+    width : float
+        Factor for the number of filters and of fully connected units, at least 4 of each; 1 is the paper's.
+
+    Notes
+    -----
+    Input (N, in_channels, size, size), output (N, out_channels): logits, without the softmax of the paper's last row.
+
+    Kumar & Menkovski 2016 (Tables 2 to 4) leave open, and here it is: zero padding of 1, so that a convolution keeps the size; a rectifier after every
+    convolution and every fully connected layer but the last; batch normalisation between convolution and rectifier, the convolution then without
+    a bias of its own; weights drawn as He et al. 2015, without which ten layers without normalisation do not begin to learn.
+    """
+
+    plan: tuple = ()
+    connected: tuple = ()
+    normalised = False
+
+    def __init__(self, in_channels: int, out_channels: int, size: int = 224, width: float = 1.0):
+        super().__init__()
+        parts, channels, edge = [], in_channels, size
+        for one in self.plan:
+            if one == "pool":
+                parts.append(nn.MaxPool2d(2))
+                edge //= 2
+            elif isinstance(one, float):
+                parts.append(nn.Dropout(one))
+            else:
+                filters = _scaled(one, width)
+                parts.append(nn.Conv2d(channels, filters, 3, padding=1, bias=not self.normalised))
+                parts += [nn.BatchNorm2d(filters)] * self.normalised + [nn.ReLU(inplace=True)]
+                channels = filters
+        if not edge:
+            raise ValueError(f"size is {size}, which the pooling leaves nothing of")
+        self.features = nn.Sequential(*parts)
+        parts, units = [nn.Flatten()], channels * edge**2
+        for one in self.connected:
+            if isinstance(one, float):
+                parts.append(nn.Dropout(one))
+            else:
+                parts += [nn.Linear(units, _scaled(one, width)), nn.ReLU(inplace=True)]
+                units = _scaled(one, width)
+        self.classifier = nn.Sequential(*parts, nn.Linear(units, out_channels))
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+def _scaled(count: int, width: float) -> int:
+    return max(4, round(count * width))
+
+
+class ShallowCNN(_Classifier):
+    """The shallow network of Kumar & Menkovski 2016 (Table 2): two convolutions, one pooling. The first dropout's probability, which the table
+    does not give, is that of the second, 0.25.
+
+    Parameters as `_Classifier`, which also says what the tables leave open.
+    """
+
+    plan = (32, 64, "pool", 0.25)
+    connected = (128, 0.25)
+
+
+class DeeperCNN(_Classifier):
+    """The deeper network of Kumar & Menkovski 2016 without data augmentation (Table 3): ten convolutions in four blocks.
+
+    Parameters as `_Classifier`, which also says what the tables leave open.
+    """
+
+    plan = (32, 16, "pool", 64, 32, "pool", 128, 128, 64, "pool", 256, 256, 128, "pool")
+    connected = (128, 128)
+
+
+class DeeperBNCNN(_Classifier):
+    """The deeper network of Kumar & Menkovski 2016 for data augmentation (Table 4): `DeeperCNN` with batch normalisation and dropout of 0.5.
+
+    Parameters as `_Classifier`, which also says what the tables leave open.
+    """
+
+    plan = (*DeeperCNN.plan, 0.5)
+    connected = (128, 0.5, 128, 0.5)
+    normalised = True
+
+
 #: The classes that a package may name.
-NETWORKS = {cls.__name__: cls for cls in (PlainUNet, MeshNet)}
+NETWORKS = {cls.__name__: cls for cls in (PlainUNet, MeshNet, ShallowCNN, DeeperCNN, DeeperBNCNN)}
