@@ -37,6 +37,7 @@ _KINDS = (
 )  # fmt: skip
 
 
+CONVOLUTIONS = ("convolution", "transposed convolution")
 #: Operations that give no new memory.
 VIEWS = {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "expand",
@@ -218,11 +219,11 @@ def _block_ends(traced, key) -> dict[str, fx.Node]:
     """
     answer = picked(traced, key)
     image = shape_of(next(n for n in traced.graph.nodes if n.op == "placeholder"))
-    own, leads = _answering(answer), leading(answer)
+    own, leads = answering(answer), leading(answer)
     found = {}
     for node in traced.graph.nodes:
         kind = _kind(node)
-        if kind not in ("convolution", "transposed convolution") or node in own or node not in leads:
+        if kind not in CONVOLUTIONS or node in own or node not in leads:
             continue
         end = node
         while True:
@@ -255,7 +256,7 @@ def leading(answer) -> set[fx.Node]:
     return found
 
 
-def _answering(answer) -> set[fx.Node]:
+def answering(answer) -> set[fx.Node]:
     """The nodes from which the answer comes without another convolution in between, the last convolutions included."""
     found, waiting = set(), [answer] if answer is not None else []
     while waiting:
@@ -263,7 +264,7 @@ def _answering(answer) -> set[fx.Node]:
         if node in found or node.op != "call_function":
             continue
         found.add(node)
-        if _kind(node) not in ("convolution", "transposed convolution", "linear", "attention"):
+        if _kind(node) not in (*CONVOLUTIONS, "linear", "attention"):
             waiting += node.all_input_nodes
     return found
 

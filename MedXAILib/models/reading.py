@@ -7,6 +7,7 @@ import operator
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, fx
 
 from ..errors import MedXAIError, nearest
@@ -63,6 +64,40 @@ def choose(model, names: Sequence[str], shape: Sequence[int]) -> list[graphs.Lay
                 )
             found[one.name] = one
     return [one for one in layers if one.name in found]
+
+
+def last_map(model, shape: Sequence[int]) -> graphs.Layer:
+    """The last map of a network before its answer: what its pooling, flattening or linear layers read.
+
+    It is the output of the last convolution's block, after normalisation, activation and residual addition; of a DenseNet, all channels
+    that its blocks have put together.
+
+    Raises
+    ------
+    MedXAIError
+        When the network has no convolution, or no such map.
+    """
+    shape, key, name = tuple(shape), model.package.output.key, model.package.name
+    traced = model.graph(torch.empty((1, len(model.package.input.channels), *shape), device=model.device))
+    known = {one.name: one for one in graphs.layers(traced, model.module, key)}
+    source = next(node for node in traced.graph.nodes if node.op == "placeholder")
+    image, answer = graphs.shape_of(source), graphs.picked(traced, key)
+    own, node = graphs.answering(answer), answer
+    if not any(one.kind in graphs.CONVOLUTIONS and one.output for one in known.values()):
+        raise MedXAIError(f"'{name}' has no convolution, so it has no filters to send back.")
+    while node is not None and node is not source:
+        one, size = known.get(node.name), graphs.shape_of(node) or ()
+        spatial = len(size) == len(image) and size[0] == image[0] and math.prod(size[2:]) > 1
+        whole = one is not None and one.kind not in ("pooling", "dropout", "softmax", "attention")
+        if spatial and whole and not (one.kind in graphs.CONVOLUTIONS and node in own):
+            block = next((b for b in known.values() if b.number and b.output == node.name), one)
+            return replace(block, shape=size[1:], output=node.name)
+        before = [n for n in node.all_input_nodes if source in graphs.leading(n)]
+        node = before[0] if len(before) == 1 else None
+    blocks = [one for one in known.values() if one.number and math.prod(one.shape[1:]) > 1]
+    if blocks:
+        return blocks[-1]
+    raise MedXAIError(f"'{name}' has no map between its convolutions and its answer; choose a layer (--layer).")
 
 
 def bytes_of(layers: Collection[graphs.Layer]) -> int:

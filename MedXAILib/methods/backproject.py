@@ -1,0 +1,337 @@
+"""The strongest filters of a classifier's last layer, projected back to the image (Kumar & Menkovski 2016)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Several
+
+import numpy as np
+import torch
+
+from ..errors import MedXAIError
+from ..explanation import Curve, Explanation, Layer, Sequence, Step, Steps, Table
+from ..landmarks import coarse_parts, landmark_table, shares, spread, weights, with_rest
+from ..models import prepare
+from ..models.backward import Recording
+from ..models.geometry import fullest_slice
+from ..models.reading import choose, last_map
+from ..settings import BackprojectSettings
+from ..volume import Volume
+from .ability import annotation
+from .filter_checks import edges, randomised, silenced
+from .provenance import provenance
+
+#: Bytes of signals that a processor sends back fastest, measured: more at once leave its caches.
+_CACHED = 64 * 2**20
+
+
+def backproject(model, volumes: list[Volume], settings: BackprojectSettings, landmarks: Several[Volume] = ()) -> Steps:
+    """Send the activation maps of the strongest filters back to the image, each by itself, and combine them into a heat map.
+
+    Parameters
+    ----------
+    model : Model
+        A classification network with a convolution.
+    volumes : list of Volume
+        One per channel of the network; the first gives the grid of every result. Never changed.
+    settings : BackprojectSettings
+    landmarks : sequence of Volume
+        Masks, named, on the lattice of the first volume: how much of the heat falls into each is told. They may overlap. Without them
+        corners, borders and centre are told apart.
+
+    Yields
+    ------
+    Step
+        With the preview ``heat`` of the filters that are back.
+
+    Returns
+    -------
+    Explanation
+        Map ``heat``; sequence ``filters`` (signed, in network units, rank 1 first, files ``filter-K``); tables ``filters``, ``landmarks``, ``classes`` and, where
+        asked for, ``randomisation``; curve ``ranking``. Scores: ``probability`` and ``log_odds`` of the label, ``half_heat_area`` (share of the area that holds half
+        of the heat).
+
+    Raises
+    ------
+    MedXAIError
+        For bad input, each in one sentence.
+    """
+    began = time.perf_counter()
+    model.require_task("classification", "backproject")
+    label = model.label_index(settings.label) if settings.label else None
+    volume = volumes[0]
+    masks = _masks(landmarks, volume)
+    chosen_slice = settings.slice
+    if not chosen_slice and masks and model.package.input.spatial_dims == 2:
+        chosen_slice = fullest_slice(model.package, volume, np.logical_or.reduce(list(masks.values())))
+    prepared = prepare(model, volumes, chosen_slice)
+    about = model.package.input
+    if about.fit == "window" and about.size and tuple(about.size) != prepared.shape:
+        size = " × ".join(map(str, about.size))
+        raise MedXAIError(
+            f"'{model.package.name}' answers for windows of {size} voxels; crop the volume to one of them."
+        )
+    with model.frozen():
+        yield Step(0.0, "Reading the network")
+        layer = _layer(model, settings, prepared.shape)
+        model.require_memory(prepared.shape, gradient=True, lower="the volume's size (crop it)")
+        recording = Recording(model, prepared.x, layer.output, settings.rule, settings.collisions)
+        for done in recording.forward():
+            yield Step(0.1 * done, "Computing the network")
+        label = int(recording.logits[0].argmax()) if label is None else label
+        scores = score(recording.activation, settings.score)
+        ranked = np.argsort(-scores, kind="stable")
+        filters = list(dict.fromkeys(settings.only)) or ranked[: settings.filters].tolist()
+        filters.sort(key=lambda one: -scores[one])
+        batch = settings.batch or batch_of(recording, len(filters), settings)
+        found = _Found(prepared, weights(scores[filters], settings.combine), masks, settings)
+        for done, back in returned(recording, filters, batch):
+            if back is None:
+                yield Step(0.1 + 0.7 * done, "Sending filters back")
+            else:
+                found.take(*back)
+                yield Step(0.1 + 0.7 * done, "Sending filters back", (), found.preview())
+        effects, matter = yield from _during(silenced(recording, model, label, filters, settings.seed), 0.8, 0.85)
+        change = None
+        if settings.randomise:
+            again = randomised(model, prepared.x, layer.output, settings, filters, found.network_heat, batch)
+            change = yield from _during(again, 0.85, 0.97)
+        probability = model.probabilities(recording.logits)[0]
+    yield Step(0.98, "Putting the maps together")
+    result = Explanation("backproject", "Filter back-projection")
+    result.maps["heat"] = found.heat_layer()
+    result.sequences["filters"] = found.sequence(filters)
+    names = list(model.labels)
+    result.tables["classes"] = Table(
+        "Classes",
+        {"label": names, "logit": recording.logits[0].tolist(), "probability": probability.tolist()},
+    )
+    result.tables["landmarks"] = landmark_table(
+        found.shares, found.weight, found.parts, "Landmarks" if masks else "Coarse parts (not anatomical)"
+    )
+    result.tables["filters"] = Table(
+        "Filters",
+        {
+            "filter": filters,
+            "score": scores[filters].tolist(),
+            "rank": list(range(1, len(filters) + 1)),
+            "name": [f"filter-{one}" for one in filters],
+            "effect": effects,
+        },
+    )
+    result.curves["ranking"] = Curve(
+        "Filters by score", "rank", {"rank": np.arange(1.0, len(scores) + 1), "score": scores[ranked]}, "Rank of the filter",
+        f"Score ({settings.score} of its map)",
+    )  # fmt: skip
+    result.scores.update(
+        probability=float(probability[label]),
+        log_odds=float(log_odds(model, recording.logits, label)),
+        filters=len(filters),
+        half_heat_area=found.half_area(),
+    )
+    result.self_checks["filters_matter"] = matter
+    result.self_checks["not_edges"] = edges(found.network_heat, prepared.x)
+    if change is not None:
+        result.tables["randomisation"], result.self_checks["randomisation"] = change
+    _notes(result, recording, found, settings, filters)
+    rules = recording.rules
+    result.provenance = provenance(
+        "backproject", settings, model, volumes,
+        label=names[label], predicted=names[int(recording.logits[0].argmax())], landmarks=list(masks),
+        layer={"name": layer.name, "path": layer.path, "shape": list(layer.shape), "read_at": layer.output},
+        rule=settings.rule, collisions=settings.collisions, overlapping_pools=rules.overlapping, colliding_switches=rules.colliding,
+        rectifiers=dict(rules.rectifiers), derivatives=dict(rules.derivatives), combine=settings.combine, batch=batch,
+        slice=prepared.slice, start_kji=list(found.start), preparation=prepared.record(), seconds=round(time.perf_counter() - began, 3),
+    )  # fmt: skip
+    return result
+
+
+def score(activation, kind: str) -> np.ndarray:
+    """The score of every filter, shape (filters,): the largest value, the sum or the mean of its activation map (1, filters, *low)."""
+    maps = activation[0].flatten(1).double()
+    found = maps.amax(1) if kind == "max" else maps.sum(1) if kind == "sum" else maps.mean(1)
+    return found.cpu().numpy()
+
+
+def log_odds(model, logits, label: int):
+    """log p − log(1 − p) of a label's probability, from logits (N, labels); shape (N,)."""
+    if model.package.output.activation != "softmax" or logits.shape[1] == 1:
+        return logits[:, label]
+    others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
+    return logits[:, label] - torch.logsumexp(others, 1)
+
+
+def batch_of(recording: Recording, filters: int, settings: BackprojectSettings) -> int:
+    """How many filters to send back at once: as the memory budget allows, and on a processor as its caches like."""
+    budget = settings.memory_budget * 2**20
+    if recording.x.device.type == "cpu":
+        budget = min(budget, _CACHED)
+    return max(1, min(filters, budget // max(1, recording.bytes_per_filter())))
+
+
+def returned(recording: Recording, filters: Several[int], batch: int):
+    """Send filters back, ``batch`` at once; yields (share done, None), and (share done, (number of the first, signals)) when some are back.
+
+    Signals have shape (n, *spatial): what arrives at the image, summed over its channels.
+    """
+    for start in range(0, len(filters), batch):
+        some = filters[start : start + batch]
+        sending = recording.send(some)
+        while True:
+            try:
+                done = next(sending)
+            except StopIteration as end:
+                yield (start + len(some)) / len(filters), (start, end.value.sum(1))
+                break
+            yield (start + done * len(some)) / len(filters), None
+
+
+class _Found:
+    """The filters' maps as they come back: on the volume's grid, on the network's, and their shares in the landmarks."""
+
+    def __init__(self, prepared, weight, masks, settings):
+        self.prepared, self.weight, self.masks, self.settings = prepared, weight, masks, settings
+        self.start, self.parts, self.maps, self.shares, self.total = None, {}, [], [], 0.0
+        self.network_heat = np.zeros(prepared.shape, np.float32)
+        self.heat, self._shown = None, False
+
+    def take(self, first: int, signals) -> None:
+        """Signals (n, *network grid) of the filters from number ``first`` on."""
+        for number, one in enumerate(signals, first):
+            patch = self.prepared.map(one, (0,) * one.ndim)
+            if self.heat is None:
+                self.start, shape = patch.start, patch.array.shape
+                self.heat = np.zeros(shape, np.float32)
+                self.parts = (
+                    with_rest({name: mask[patch.box] for name, mask in self.masks.items()})
+                    if self.masks
+                    else {name: part for name, part in coarse_parts(shape).items() if part.any()}
+                )
+            self.shares.append(shares(patch.array, self.parts))
+            if (number + 1) * patch.array.nbytes <= self.settings.memory_budget * 2**20:
+                self.maps.append((number + 1, np.ascontiguousarray(patch.array)))
+            if patch.array.any():
+                weight = np.float32(self.weight[number])
+                self.heat += weight * spread(patch.array)
+                self.network_heat += weight * spread(one.cpu().numpy())
+                self.total += float(weight)
+
+    def combined(self) -> np.ndarray:
+        """The heat of the filters that are back."""
+        return self.heat / np.float32(self.total) if self.total else self.heat
+
+    def preview(self):
+        """For a step: the heat as it is now."""
+
+        def now():
+            first, self._shown = not self._shown, True
+            return {"heat": self._whole() if first else _patch(self.combined(), self.start)}
+
+        return now
+
+    def _whole(self) -> Volume:
+        volume = self.prepared.volume
+        array = np.zeros(volume.shape, np.float32)
+        array[_patch(self.heat, self.start).box] = self.combined()
+        return volume.with_array(array, "heat", "")
+
+    def heat_layer(self) -> Layer:
+        high = float(np.percentile(self.combined(), 99.5))
+        return Layer(self._whole(), "positive", "Heat [times an even spread]", 0.0, high or 1.0)
+
+    def sequence(self, filters) -> Sequence:
+        volume = self.prepared.volume
+        matrix = volume.ijk_to_ras.copy()
+        matrix[:3, 3] = volume.index_to_ras(self.start)
+        items = [(rank, Volume(array, matrix, f"filter-{filters[rank - 1]}")) for rank, array in self.maps]
+        names = tuple(volume.name for _, volume in items)
+        return Sequence("Filters", items, "signed", "rank", thinned=len(filters) - len(items), names=names)
+
+    def half_area(self) -> float:
+        """The smallest share of the area that holds half of the heat."""
+        ordered = np.sort(self.combined(), axis=None)[::-1].astype(np.float64)
+        total = ordered.sum()
+        return float((np.searchsorted(ordered.cumsum(), total / 2) + 1) / ordered.size) if total else float("nan")
+
+
+def _patch(array, start):
+    from ..explanation import Patch
+
+    return Patch(array, start)
+
+
+def _masks(landmarks, volume) -> dict[str, np.ndarray]:
+    """Landmarks by name on the volume's grid; names that come twice are numbered."""
+    found = {}
+    for one in landmarks:
+        name, number = one.name, 1
+        while name in found:
+            number += 1
+            name = f"{one.name} ({number})"
+        found[name] = annotation(one, volume)
+    if found and not any(mask.any() for mask in found.values()):
+        raise MedXAIError("None of the landmarks lies in the volume; choose another segmentation.")
+    return found
+
+
+def _layer(model, settings, shape):
+    if settings.layer:
+        layers = choose(model, [settings.layer], shape)
+        if len(layers) > 1:
+            raise MedXAIError(f"'{settings.layer}' names {len(layers)} layers; choose one of them (--layer).")
+        layer = layers[0]
+    else:
+        layer = last_map(model, shape)
+    count = layer.shape[0]
+    told = f"The layer '{layer.path or layer.name}' of '{model.package.name}' has {count} filters"
+    if not settings.only and settings.filters > count:
+        raise MedXAIError(
+            f"{told}, and {settings.filters} were asked for; ask for {count} or fewer (--filters {count})."
+        )
+    beyond = [one for one in settings.only if one >= count]
+    if beyond:
+        raise MedXAIError(f"{told}, numbered from 0 to {count - 1}; there is no filter {beyond[0]} (--only).")
+    return layer
+
+
+def _during(steps, start: float, stop: float):
+    """Steps of (share, stage) as steps of the method between two fractions; ends with what they return."""
+    while True:
+        try:
+            share, stage = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield Step(start + (stop - start) * share, stage)
+
+
+def _notes(result, recording, found, settings, filters) -> None:
+    rules, notes = recording.rules, result.notes
+    least = float(recording.activation.min())
+    if least < 0 and recording.activation[:, filters].min() < 0:
+        notes.append(
+            f"The layer's output is not rectified (its least value is {least:.3g}); negative activations were sent back with their sign."
+        )
+    silent = sum(not recording.activation[:, one].any() for one in filters)
+    if silent:
+        notes.append(
+            f"{silent} of the {len(filters)} filters are silent on this image (0 everywhere): they say nothing."
+        )
+    lost = int(np.isnan(np.asarray(found.shares, float)).any(1).sum()) - silent
+    if lost > 0:
+        notes.append(f"Of {lost} filters nothing reached the image; they are left out of the heat map.")
+    if not rules.rectifiers:
+        notes.append("There is no rectifier between image and layer, so the three rules give the same maps.")
+    if rules.derivatives:
+        told = ", ".join(f"{name} ({count})" for name, count in rules.derivatives.items())
+        notes.append(f"These operations are no rectifiers and take their derivative at this image: {told}.")
+    if rules.stopped:
+        told = ", ".join(f"{name} ({count})" for name, count in rules.stopped.items())
+        notes.append(f"No signal comes back through these: {told}.")
+    if rules.overlapping:
+        how = "their signals were added, as the transpose has it" if settings.collisions == "sum" else "the last window's signal counts, as in Zeiler's unpooling"  # fmt: skip
+        notes.append(
+            f"Windows of {rules.overlapping} max-pooling{'s' * (rules.overlapping > 1)} overlap and share switches ({rules.colliding} windows): {how}."
+        )
+    thinned = result.sequences["filters"].thinned
+    if thinned:
+        notes.append(f"The maps of {thinned} of the {len(filters)} filters were used but not kept (--memory-budget).")
