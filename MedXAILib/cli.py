@@ -173,7 +173,7 @@ def _features_parser(commands):
 
 
 def _train_parser(commands):
-    from .training.settings import SegmentationSettings
+    from .training.settings import ClassificationSettings, SegmentationSettings
 
     train = commands.add_parser("train", help="train networks").add_subparsers(
         dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
@@ -196,6 +196,18 @@ def _method(options) -> int:
 
     files.check_new_folder(options.output)
     names = [one.name for one in settings.about(options.settings_class)]
+    about = "a classifier of 2-D images: the shallow, the deeper or the deeper network with batch normalisation of Kumar & Menkovski 2016"
+    classification = train.add_parser("classification", help=about, description=about)
+    classification.add_argument(
+        "folder", type=Path, nargs="?", help="one folder of images per class, or images with a table (labels.csv)"
+    )
+    classification.add_argument("--phantom", action="store_true", help="slices of phantoms: lesion or no lesion")
+    classification.add_argument(
+        "--output", type=Path, required=True, help="a new folder: a model, or three with --network all; a training that was stopped goes on"
+    )  # fmt: skip
+    classification.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    _add_settings(classification.add_argument_group("settings"), ClassificationSettings)
+    classification.set_defaults(call=_train_classification, parser=classification)
     chosen = options.settings_class.from_json({k: v for k, v in vars(options).items() if k in names})
     if getattr(options, "cohort", None):
         return _cohort(options, chosen)
@@ -374,6 +386,51 @@ class _Progress:
 
     def __init__(self, as_json: bool):
         self.as_json, self.began, self.line = as_json, time.monotonic(), 0
+def _train_classification(options) -> int:
+    from .files import check_new_folder
+    from .training.settings import ClassificationSettings
+
+    if (options.folder is None) != options.phantom:
+        raise MedXAIError("Give either a folder of images or --phantom to train on.")
+    check_new_folder(options.output)
+    names = [one.name for one in settings.about(ClassificationSettings)]
+    chosen = {name: value for name, value in vars(options).items() if name in names}
+    tables = {name for name in names if name.endswith("_column")} | {"table", "test_share"}
+    out, where = (tables, "--phantom") if options.phantom else ({"cases", "test_cases"}, "a folder")
+    for name in sorted(out.intersection(chosen)):
+        raise MedXAIError(f"--{name.replace('_', '-')} means nothing with {where}; leave it out.")
+    wanted = ClassificationSettings(**chosen)
+    progress = _Progress(options.json)
+    from .training.classifiers import epochs_kept, train_images
+
+    try:
+        if options.phantom:
+            from .demo.classifier import train_phantom_classifier
+
+            figures = progress.drive(train_phantom_classifier(options.output, wanted))
+        else:
+            figures = progress.drive(train_images(options.folder, options.output, wanted))
+    except KeyboardInterrupt:
+        kept = epochs_kept(options.output)
+        if not kept:
+            raise
+        print(f"medxai: cancelled; {kept} finished epochs are kept, and the same command goes on from there.", file=sys.stderr)  # fmt: skip
+        return CANCELLED
+    progress.end()
+    for case, reason in figures["cases"]["skipped"].items():
+        print(f"  skipped {case}: {reason}", file=sys.stderr)
+    for network, found in figures["networks"].items():
+        one = found["accuracy"]
+        print(
+            f"  {network}: accuracy {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}] on {one['n']} images kept back"
+        )
+    for note in figures["notes"]:
+        print(f"  note: {note}")
+    several = len(figures["networks"]) > 1
+    print(f"The model{'s are' if several else ' is'} in {options.output}.")
+    return DONE
+
+
         self.terminal = sys.stderr.isatty()
 
     def drive(self, steps):

@@ -13,8 +13,9 @@ from scipy import ndimage
 from ..errors import MedXAIError
 from ..explanation import Point, Step
 from ..package import Package
-from ..training.comparison import command_of, train_segmentation
-from ..training.segmentation import dice, part, train
+from ..training.comparison import train_segmentation
+from ..training.saving import command_of, part
+from ..training.segmentation import dice, train
 from ..training.settings import DEMO, SegmentationSettings, TrainingSettings
 from ..training.slices import Cases, cut
 from .phantom import HELD_OUT, LABELS, SPACING, case

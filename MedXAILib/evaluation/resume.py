@@ -48,7 +48,7 @@ def _with_hint(error: MedXAIError, partial: Path) -> MedXAIError:
 
 
 class Log:
-    """Finished cases, one JSON line each behind a first line that says of what study; a torn last line is dropped.
+    """Finished cases (or epochs), one JSON line each behind a first line that says of what study; a torn last line is dropped.
 
     Parameters
     ----------
@@ -56,6 +56,8 @@ class Log:
         None: nothing is kept.
     about : dict
         What must be the same for the cases to belong together, by name.
+    of : (str, str)
+        What is kept, and what must be given again to go on, for the refusal.
 
     Attributes
     ----------
@@ -68,7 +70,7 @@ class Log:
         When the file belongs to another study.
     """
 
-    def __init__(self, path, about: dict):
+    def __init__(self, path, about: dict, of=("finished cases of another study", "model and settings")):
         self.path, self.about, self.rows = path and Path(path), json.loads(json.dumps(plain(about))), []
         if self.path is None or not self.path.exists():
             return
@@ -81,8 +83,8 @@ class Log:
         differs = sorted(name for name in {*there, *self.about} if there.get(name) != self.about.get(name))
         if differs:
             raise MedXAIError(
-                f"'{self.path.parent}' holds {len(self.rows)} finished cases of another study ({', '.join(differs)} differ); "
-                "give the same model and settings to go on with it, choose another output folder, or remove that one."
+                f"'{self.path.parent}' holds {len(self.rows)} {of[0]} ({', '.join(differs)} differ); "
+                f"give the same {of[1]} to go on with it, choose another output folder, or remove that one."
             )
         if torn or not whole:
             self._write(whole + b"\n" if whole else b"", "wb")

@@ -83,6 +83,15 @@ def estimate(statistic, *columns, seed: int = 0) -> Estimate:
     return Estimate(value, low, high, n)
 
 
+def wilson(hits: int, n: int) -> Estimate:
+    """A share with its 95 % interval after Wilson 1927, which stays within 0 and 1 also for few cases; NaN for none."""
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    z = float(stats.norm.ppf(0.975))
+    middle, reach = (hits + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(hits * (n - hits) / n + z * z / 4)
+    return Estimate(hits / n, max(0.0, middle - reach), min(1.0, middle + reach), n)
+
+
 def coverage(score, value, shares=COVERAGES) -> dict[str, list]:
     """What is left when the cases with the lowest score are rejected (section 4.6, Table 2).
 

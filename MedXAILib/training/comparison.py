@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -15,8 +14,9 @@ from ..explanation import Step, run
 from ..files import check_new_folder, new_folder, plain, write_csv
 from ..methods.ability import ability
 from ..models import load
-from ..settings import AbilitySettings, about
-from .segmentation import part, train
+from ..settings import AbilitySettings
+from .saving import command_of, part
+from .segmentation import train
 from .settings import LEVELS, SegmentationSettings
 from .slices import Cases, folder_cases
 
@@ -232,19 +232,3 @@ def write_tables(folder: Path, rows: dict, layers, cases: Cases) -> None:
 def _sd(values):
     """Sample standard deviation over the first axis; NaN for one value."""
     return values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)[()]
-
-
-def command_of(settings: SegmentationSettings, source: str) -> str:
-    """``medxai train segmentation …`` with what is not a default, and no path of this computer."""
-    words = ["medxai train segmentation", source]
-    for one in about(type(settings)):
-        value = getattr(settings, one.name)
-        if value == one.default:
-            continue
-        if one.kind is bool:
-            words.append(one.option if value else f"--no-{one.option[2:]}")
-        elif one.kind is tuple and one.length:
-            words.append(f"{one.option} {' '.join(f'{v:g}' for v in value)}")
-        else:
-            words.append(f"{one.option} {shlex.quote(','.join(value) if one.kind is tuple else str(value))}")
-    return " ".join([*words, "--output FOLDER"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +12,10 @@ import torch
 
 from ..errors import MedXAIError
 from ..explanation import Point, Step
-from ..package import Package, from_json, write_package
+from ..package import Package, from_json
 from ..volume import Volume
 from .ability_loss import AbilityLoss
+from .saving import checkpoints_at, new_network, weights_of, write_trained
 from .settings import TrainingSettings
 
 Case = tuple[Volume, Volume]  # image, and labels (0 = background) on the same grid
@@ -63,55 +63,16 @@ def train(cases: Iterable[Case], folder, fields: dict, settings: TrainingSetting
         if not held:
             raise MedXAIError("There is no case to train on; give at least one image with its labels.")
         torch.manual_seed(settings.seed)
-        network = _network(about).to(settings.device)
+        network = new_network(about).to(settings.device)
         kept = {}
         yield from _optimise(network, held, about, settings, kept)
-        weights = _weights(network, settings)
+        weights = weights_of(network, settings.half)
     finally:
         torch.set_rng_state(state)
 
-    def save(path):
-        _save(weights, path)
-        if kept:
-            (path.parent / "checkpoints").mkdir()
-        for name, values in kept.items():
-            _save(values, path.parent / "checkpoints" / f"{name}.safetensors")
-
-    package = write_package(folder, fields, save)
+    package = write_trained(folder, fields, weights, kept)
     yield Step(1.0, "Trained")
     return package
-
-
-def part(steps: Generator[Step, None, object], start: float, stop: float) -> Generator[Step, None, object]:
-    """The steps of one part of the work, their fraction between ``start`` and ``stop``; ends with what it returns."""
-    with contextlib.closing(steps):
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                return end.value
-            yield replace(step, fraction=start + (stop - start) * step.fraction)
-
-
-def _network(about: Package):
-    from ..models.loading import build
-
-    return build(about.network, about.name)
-
-
-def _weights(network, settings) -> dict:
-    dtype = torch.float16 if settings.half else torch.float32
-    return {
-        name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().clone().contiguous()
-        for name, value in network.state_dict().items()
-    }
-
-
-def _save(weights, path):
-    from safetensors.torch import save_file
-
-    save_file(weights, str(path))
-    path.chmod(0o644)  # it comes readable by its owner only
 
 
 def network_input(image: Volume, labels: Volume, about: Package):
@@ -147,7 +108,7 @@ def _optimise(network, cases, about, settings, kept):
     )
     unit, word = (1, "step") if settings.steps else (epoch, "epoch")
     units = steps // unit
-    keep = {max(1, round(units * n / settings.checkpoints)) for n in range(1, settings.checkpoints + 1)}
+    keep = checkpoints_at(units, settings.checkpoints)
     batches = _Batches(cases, about, settings)
     network.train()
     with (
@@ -175,7 +136,7 @@ def _optimise(network, cases, about, settings, kept):
             for n in range(1, classes):
                 values[f"dice {about.output.labels[n]}"] = dice(found == n, true == n)
             if step % unit == 0 and step // unit in keep:
-                kept[f"{word}-{step // unit}"] = _weights(network, settings)
+                kept[f"{word}-{step // unit}"] = weights_of(network, settings.half)
             yield Step(step / (steps + 1), f"Training, loss {values['loss']:.3f}", (Point("training", step, values),))
     network.eval()
 

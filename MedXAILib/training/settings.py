@@ -73,6 +73,80 @@ class SegmentationSettings(TrainingSettings):
             )
 
 
+#: The classes of the three networks of Kumar & Menkovski 2016, by the name of the setting ``network``.
+CLASSIFIERS = {"shallow": "ShallowCNN", "deeper": "DeeperCNN", "deeper-bn": "DeeperBNCNN"}
+
+
+@dataclass(frozen=True)
+class ClassificationSettings(Settings):
+    """Settings of `medxai train classification`: the networks of Kumar & Menkovski 2016. What the paper does not tell is chosen, and said so."""
+
+    network: str = setting(
+        "deeper-bn", "Network of the paper's Table 2, 3 or 4, or all three side by side.", choices=(*CLASSIFIERS, "all")
+    )
+    width: float = setting(1.0, "Factor for the number of filters and units; 1: the paper's.", low=0.01, high=16)
+    size: int = setting(224, "Edge of the square that every image is resized to.", low=16, high=4096, unit="pixels")
+    epochs: int = setting(30, "Times that every training image is seen (not told in the paper).", low=1, high=10**6)
+    batch: int = setting(32, "Images per step (not told in the paper).", low=1, high=4096)
+    learning_rate: float = setting(
+        1e-3, "Learning rate of Adam at the start, falling to a hundredth on a cosine (not told in the paper).", low=1e-8, high=1
+    )  # fmt: skip
+    augment: str = setting(
+        "paper", "Which networks see varied images: the third one as in the paper, all, or none.", choices=("paper", "all", "none")
+    )  # fmt: skip
+    rotation: float = setting(10.0, "Varied images: largest turn either way.", low=0, high=180, unit="degrees")
+    translation: float = setting(0.05, "Varied images: largest shift along each axis, as a share of the edge.", low=0, high=0.5)  # fmt: skip
+    shear: float = setting(5.0, "Varied images: largest shear either way.", low=0, high=45, unit="degrees")
+    stretch: float = setting(0.1, "Varied images: largest relative change of width and of height.", low=0, high=0.5)
+    crop: float = setting(0.1, "Varied images: largest share of the edge that is cut off, at a random place.", low=0, high=0.9)  # fmt: skip
+    flip: bool = setting(False, "Varied images: mirror half of them left to right; only where no class depends on the side.")  # fmt: skip
+    class_weights: bool = setting(False, "Weigh classes in the loss by how rare they are.")
+    intensity: str = setting(
+        "auto", "Network units: 8-bit values (x / 255 - 0.5) / 0.25, or mean 0 and SD 1 in each image; auto: the first where all images are 8-bit.",
+        choices=("auto", "uint8", "zscore"),
+    )  # fmt: skip
+    window: tuple[float, float] | None = setting(
+        None, "In place of it: values of the image that become 0 and 1; what is outside is clipped."
+    )
+    table: str = setting("", "Table of the images (CSV); by default labels.csv in the folder, or one folder per class.")
+    label_column: str = setting("label", "Column of the table that holds the class.")
+    image_column: str = setting("image", "Column that holds the file name, in the folder or in its folder 'images'.")
+    group_column: str = setting(
+        "", "Column whose equal values stay on one side of the split; by default patient_id, where the table has it."
+    )
+    split_column: str = setting("", "Column that says train or test; by default the split is drawn with --seed.")
+    test_share: float = setting(0.1, "Share of the images of each class that is kept for judging.", low=0.01, high=0.9)
+    checkpoints: int = setting(5, "Weights kept on the way, evenly spaced, the last ones included.", low=0, high=1000)
+    half: bool = setting(False, "Store the weights as 16-bit numbers.")
+    heat_cases: int = setting(
+        100, "Kept-back images, drawn at random, whose back-projection is judged, at most; 0: none.", low=0, high=10**6
+    )
+    filters: int = setting(25, "Strongest filters in the heat map.", low=1, high=100000)
+    show_errors: int = setting(
+        6, "Misclassified images shown with their filter maps, the first by name.", low=0, high=40
+    )
+    cases: int = setting(600, "With --phantom, phantoms to train on: seeds from 0.", low=8, high=1000)
+    test_cases: int = setting(120, "With --phantom, phantoms to judge on: seeds from 1000.", low=8, high=10**6)
+    seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    device: str = setting("cpu", "Where to compute, as torch names it.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.window and self.window[0] >= self.window[1]:
+            raise MedXAIError(
+                f"--window is {self.window[0]:g} {self.window[1]:g}; the first value must be the smaller one."
+            )
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks to train, by name."""
+        return tuple(CLASSIFIERS) if self.network == "all" else (self.network,)
+
+    def varied(self, network: str) -> bool:
+        """Whether a network sees varied images."""
+        return self.augment == "all" or (self.augment == "paper" and network == "deeper-bn")
+
+
 #: The small 3-D U-Net of the demonstration (`MedXAILib.demo.train`).
 DEMO = dict(
     steps=1600, batch=2, patch=40, learning_rate=6e-3, halve_every=0, loss="dice+cross-entropy", noise=0.02, shift=0.03, scale=0.05,

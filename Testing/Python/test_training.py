@@ -10,7 +10,8 @@ from MedXAILib.errors import MedXAIError
 from MedXAILib.explanation import run
 from MedXAILib.models import load, prepare
 from MedXAILib.package import Package
-from MedXAILib.training.comparison import command_of, train_folder, train_segmentation
+from MedXAILib.training.comparison import train_folder, train_segmentation
+from MedXAILib.training.saving import command_of
 from MedXAILib.training.segmentation import dice, train
 from MedXAILib.training.settings import DEMO, SegmentationSettings, TrainingSettings
 from MedXAILib.training.slices import Cases, cut, folder_cases

@@ -1,0 +1,217 @@
+"""Training the networks of Kumar & Menkovski 2016 side by side, judging them, and writing packages, tables and figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MedXAIError
+from ..evaluation.misclassified import misclassified_page
+from ..evaluation.resume import Log, resumable
+from ..explanation import Step
+from ..files import check_new_folder, plain, write_csv
+from ..models import load
+from .classification import images_of, train_classifier
+from .classifier_judging import (
+    accuracies,
+    confusion,
+    filter_maps,
+    heat_shares,
+    landmark_rows,
+    probabilities,
+    random_weights,
+)
+from .labelled import LabelledCases, folder_images
+from .saving import command_of, part
+from .settings import CLASSIFIERS, ClassificationSettings
+
+EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
+POLICY = "The weights are those after the last epoch; the images kept back were used for no choice."
+
+
+def train_images(source, folder, settings: ClassificationSettings) -> Generator[Step, None, dict]:
+    """`train_classifiers` on the images of a folder (see `folder_images`)."""
+    check_new_folder(folder)
+    cases = yield from part(folder_images(source, settings), 0.0, 0.05)
+    command = command_of(settings, "FOLDER", "classification")
+    return (yield from part(train_classifiers(cases, folder, settings, command), 0.05, 1.0))
+
+
+def train_classifiers(
+    cases: LabelledCases, folder, settings: ClassificationSettings, command: str, more: dict | None = None
+) -> Generator[Step, None, dict]:
+    """Train on some cases, judge on the others.
+
+    Parameters
+    ----------
+    cases : LabelledCases
+    folder : path
+        New. A training that was stopped is kept in ``.NAME.partial`` beside it and gone on from. It is the model package, or holds one for each
+        network; with ``figures.json``, ``confusion.csv``, ``cases.csv``, ``epochs.csv``, ``landmarks.csv`` and, in the package, ``misclassified.png``.
+    settings : ClassificationSettings
+    command : str
+        How to do the same again, for the packages and the figures.
+    more : dict, optional
+        Further entries of the figures.
+
+    Returns
+    -------
+    dict
+        The figures.
+    """
+    about = {"settings": settings.to_json(), "labels": cases.labels, "images": cases.fingerprint}
+    with resumable(folder) as partial:
+        log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings and images"))
+        figures = yield from _work(cases, partial, settings, command, log)
+        figures |= more or {}
+        text = json.dumps(plain(figures), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        (partial / "figures.json").write_text(text, encoding="utf-8")
+        if len(settings.networks) == 1:
+            inner = partial / settings.network
+            for file in inner.iterdir():
+                file.rename(partial / file.name)
+            inner.rmdir()
+        shutil.rmtree(partial / ".state")
+        (partial / EPOCHS).unlink()
+    return figures
+
+
+def epochs_kept(folder) -> int:
+    """Finished epochs of a training that was stopped before ``folder`` was complete."""
+    path = Path(folder).absolute()
+    path = path.with_name(f".{path.name}.partial") / EPOCHS
+    return max(0, len(path.read_bytes().splitlines()) - 1) if path.exists() else 0
+
+
+def _work(cases, partial, settings, command, log):
+    networks, found, tables = settings.networks, {}, {}
+    begun = fields(cases, settings, command, networks[0])  # the input is the same for all
+    yield Step(0.0, "Preparing images")
+    images, labels = images_of(cases.train, begun)
+    for number, network in enumerate(networks):
+        shutil.rmtree(partial / network, ignore_errors=True)  # of a start that was stopped later
+        training = train_classifier(
+            images, labels, partial / network, fields(cases, settings, command, network), settings, network,
+            partial / ".state" / network, log,
+        )  # fmt: skip
+        yield from part(training, 0.9 * number / len(networks), 0.9 * (number + 1) / len(networks))
+    for number, network in enumerate(networks):
+        judging = _judge(partial / network, cases, settings, network)
+        start, stop = ((n + number) / len(networks) for n in (0, 1))
+        found[network], one = yield from part(judging, 0.9 + 0.1 * start, 0.9 + 0.1 * stop)
+        for name, columns in one.items():
+            for title, values in columns.items():
+                tables.setdefault(name, {}).setdefault(title, []).extend(values)
+    rows = {(row["network"], row["epoch"]): row for row in _rows(partial)}  # an epoch done again counts once
+    rows = list(rows.values())
+    tables["epochs"] = {name: [row[name] for row in rows] for name in rows[0]}
+    for name, columns in tables.items():
+        write_csv(partial / f"{name}.csv", columns)
+    for network in networks:
+        found[network]["seconds_of_training"] = sum(row["seconds"] for row in rows if row["network"] == network)
+    sides = (("training", cases.train), ("test", cases.test))
+    return {
+        "command": command,
+        "settings": settings.to_json(),
+        "policy": POLICY,
+        "labels": list(cases.labels),
+        "cases": {name: len(side) for name, side in sides}
+        | {f"{name}_by_class": {label: sum(one.label == label for one in side) for label in cases.labels} for name, side in sides}
+        | {f"{name}_groups": len({one.group for one in side if one.group}) for name, side in sides}
+        | {"skipped": cases.skipped},
+        "notes": cases.notes,
+        "networks": found,
+    }  # fmt: skip
+
+
+def _rows(partial):
+    return [json.loads(line) for line in (partial / EPOCHS).read_bytes().splitlines()[1:]]
+
+
+def _judge(folder, cases, settings, network):
+    """Figures, and the columns of the tables, of one network; and its page of misclassified cases."""
+    model = load(folder, device=settings.device)
+    labels = list(cases.labels)
+    answers = probabilities(model, cases.test)
+    true, predicted = np.array([labels.index(one.label) for one in cases.test]), answers.argmax(1)
+    matrix = confusion(true, predicted, len(labels))
+    figures = {"parameters": sum(p.numel() for p in model.module.parameters())} | accuracies(matrix, labels)
+    tables = {
+        "confusion": {"network": [network] * len(labels), "true": labels}
+        | {f"as {label}": matrix[:, n].tolist() for n, label in enumerate(labels)},
+        "cases": {
+            "network": [network] * len(cases.test),
+            "case": [one.name for one in cases.test],
+            "group": [one.group for one in cases.test],
+            "true": [one.label for one in cases.test],
+            "predicted": [labels[n] for n in predicted],
+        }
+        | {f"p {label}": answers[:, n].tolist() for n, label in enumerate(labels)},
+    }
+    yield Step(0.1, f"{network}: judged")
+    if settings.heat_cases:
+        chosen = np.sort(np.random.default_rng([settings.seed, 4]).permutation(len(cases.test))[: settings.heat_cases])
+        some = [cases.test[n] for n in chosen]
+        trained = yield from part(heat_shares(model, some, settings.filters), 0.1, 0.5)
+        drawn = yield from part(heat_shares(random_weights(model, settings.seed), some, settings.filters), 0.5, 0.9)
+        rows = landmark_rows(trained, drawn)
+        tables["landmarks"] = {"network": [network] * len(rows["landmark"])} | rows
+        figures["landmarks"] = [dict(zip(rows, row)) for row in zip(*rows.values())]
+        for name in dict.fromkeys(rows["landmark"]):
+            shares = np.full(len(cases.test), np.nan)
+            shares[chosen] = [row.get(name, (np.nan, np.nan))[1] for row in trained]
+            tables["cases"][f"heat {name}"] = shares.tolist()
+    wrong = sorted(np.flatnonzero(true != predicted), key=lambda n: cases.test[n].name)[: settings.show_errors]
+    if wrong:
+        page = []
+        for n in wrong:
+            case = cases.test[n]
+            told = f"{Path(case.name).name}\n{case.label}, taken for {labels[predicted[n]]} ({answers[n, predicted[n]]:.2f})"
+            page.append((told, case.volume.array[0], filter_maps(model, case)))
+            yield Step(0.9, f"{network}: misclassified cases")
+        count = int((true != predicted).sum())
+        title = f"{network}: the first {len(wrong)} by name of {count} misclassified among {len(true)}, each with its strongest filters"
+        try:
+            misclassified_page(page, title, folder / "misclassified.png")
+        except MedXAIError as error:
+            cases.notes.append(f"misclassified.png was not written: {error.message}")
+    return figures, tables
+
+
+def fields(cases: LabelledCases, settings: ClassificationSettings, command: str, network: str) -> dict:
+    """What ``model.json`` of a trained network holds."""
+    whole = [*cases.train, *cases.test]
+    kind = settings.intensity
+    if kind == "auto":
+        kind = "uint8" if all(one.volume.array.dtype == np.uint8 for one in whole) else "zscore"
+    intensity = {"kind": "zscore", "per_slice": True}
+    if settings.window:
+        intensity = {"kind": "window", "low": settings.window[0], "high": settings.window[1]}
+    elif kind == "uint8":  # as is usual for radiographs: about mean 0 and SD 1
+        intensity = {"kind": "linear", "multiply": 1 / (0.25 * 255), "add": -2.0, "range": "uint8"}
+    return {
+        "name": f"{' or '.join(cases.labels)} ({network})" if len(cases.labels) < 4 else f"{len(cases.labels)} classes ({network})",
+        "description": f"The {network} network of Kumar & Menkovski 2016, width {settings.width:g}; for research, never for patients.",
+        "source": command,
+        "task": "classification",
+        "weights": "weights.safetensors",
+        "network": {
+            "name": CLASSIFIERS[network],
+            "arguments": {"in_channels": 1, "out_channels": len(cases.labels), "size": settings.size, "width": settings.width},
+        },
+        "input": {
+            "spatial_dims": 2,
+            "channels": ["image"],
+            "orientation": cases.orientation,
+            "spacing": None,
+            "size": [settings.size] * 2,
+            "fit": "resize",
+            "multiple_of": 1,
+            "intensity": intensity,
+        },
+        "output": {"labels": list(cases.labels), "activation": "softmax"},
+    }  # fmt: skip
