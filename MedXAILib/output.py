@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from .volume import Volume
 
 
 def write(
-    explanation: Explanation, volumes: list[Volume], segment: Volume | None, folder: Path, scene: bool = True
+    explanation: Explanation, volumes: list[Volume], segments: Sequence[Volume], folder: Path, scene: bool = True
 ) -> list[str]:
-    """Write every file of an explanation into an existing, empty folder.
+    """Write every file of an explanation into an existing, empty folder; ``segments`` are the masks it was started with.
 
     Returns
     -------
@@ -49,8 +50,8 @@ def write(
         from .scene.report import report
 
         for name, make in (
-            ("scene.mrb", lambda path: save_scene(explanation, volumes, segment, path)),
-            ("report.png", lambda path: report(explanation, volumes, path, segment)),
+            ("scene.mrb", lambda path: save_scene(explanation, volumes, segments, path)),
+            ("report.png", lambda path: report(explanation, volumes, path, segments)),
         ):
             try:
                 make(folder / name)

@@ -46,24 +46,8 @@ class AbilityPanel(MethodPanel):
         self.annotation.update()
 
     def problem(self) -> str:
-        return self.annotation.problem or self._sliceProblem()
-
-    def _sliceProblem(self) -> str:
-        package, node = self.picker.package, self.volumes.nodes[0]
-        flat = package is not None and package.input.spatial_dims == 2
-        if (
-            not flat
-            or self.parameters.slice.strip()
-            or self.annotation.segment
-            or node is None
-            or node.GetImageData() is None
-        ):
-            return ""
-        if 1 in node.GetImageData().GetDimensions():
-            return ""
-        return _(
-            "This network looks at slices: name one under Slice, such as axial:57, or all, or choose an annotation."
-        )
+        words = _("name one under Slice, such as axial:57, or all, or choose an annotation.")
+        return self.annotation.problem or self.sliceProblem(self.annotation.segment, words)
 
     def segment(self):
         return self.annotation.segment

@@ -47,6 +47,8 @@ class MethodPanel:
     """
 
     method = module = ""  # as in `settings.METHODS`; the Slicer module
+    task = "segmentation"  # of the networks that can be chosen
+    anyLabel = ""  # what the list of labels offers first, where none need be chosen
     settingsClass = None
     resultClass = ResultSection
     labelHelp = ""
@@ -84,6 +86,14 @@ class MethodPanel:
     def bind(self, parameters):
         """Keep the method's own rows in this parameter node; None: the scene goes away."""
 
+    def sliceProblem(self, chosen, words: str) -> str:
+        """Why a 2-D network cannot look at the volume, where neither the slice is named nor something else says which; ``words`` say how to."""
+        package, node = self.picker.package, self.volumes.nodes[0]
+        flat = package is not None and package.input.spatial_dims == 2
+        if not flat or chosen or self.parameters.slice.strip() or node is None or node.GetImageData() is None:
+            return ""
+        return "" if 1 in node.GetImageData().GetDimensions() else _("This network looks at slices: ") + words
+
     def updateRows(self):
         """Show in the method's own rows what the parameter node says."""
 
@@ -93,6 +103,11 @@ class MethodPanel:
 
     def segment(self):
         """(segmentation node, segment ID) for the run, or None."""
+
+    def segments(self) -> tuple:
+        """(segmentation node, segment IDs) for the run; (None, []) for none."""
+        chosen = self.segment()
+        return (chosen[0], [chosen[1]]) if chosen else (None, [])
 
     def title(self) -> str:
         """Name of a run's folder."""
@@ -112,7 +127,7 @@ class MethodPanel:
         layout.addWidget(disclaimer)
 
         inputs = section(layout, _("Inputs"), qt.QFormLayout)
-        self.picker = ModelPicker(inputs, "segmentation", self._onModelChosen)
+        self.picker = ModelPicker(inputs, self.task, self._onModelChosen, self.anyLabel)
         self.trust = TrustRow(inputs, self._check)
         self.volumes = VolumeRows(inputs, self._check)
         self.picker.addLabelRow(inputs, self.labelHelp)
@@ -279,12 +294,12 @@ class MethodPanel:
             with waitCursor():
                 settings, nodes = self.settings(), self.volumes.nodes
                 volumes = [read.volume(node) for node in nodes]
-                chosen = self.segment()
+                node, segmentIds = self.segments()
                 request = RunRequest(
                     self.method, self.picker.folder, volumes, settings.to_json(),
-                    read.segment(*chosen, nodes[0]) if chosen else None, self.trust.trusted, self.module,
+                    [read.segment(node, one, nodes[0]) for one in segmentIds], self.trust.trusted, self.module,
                 )  # fmt: skip
-                node, segmentId = chosen or (None, "")
+                segmentId = segmentIds[0] if len(segmentIds) == 1 else ""
                 first = self.first(volumes[0])
                 self.live.start(worker_session.client(), request, nodes, self.title(), node, segmentId, first)
                 self.results.setLive(self.live)

@@ -46,10 +46,12 @@ class ModelPicker:
         Only packages of this task can be chosen; the others are not listed.
     onChanged : callable
         Called without arguments when model or label have changed.
+    anyLabel : str
+        What stands first in the list of labels for no label at all; empty: one must be chosen.
     """
 
-    def __init__(self, layout, task: str, onChanged):
-        self._task, self._onChanged = task, onChanged
+    def __init__(self, layout, task: str, onChanged, anyLabel: str = ""):
+        self._task, self._onChanged, self._anyLabel = task, onChanged, anyLabel
         self._entries: list[Entry] = []
         self._filling = False
         self.combo = qt.QComboBox()
@@ -121,8 +123,9 @@ class ModelPicker:
 
     @property
     def label(self) -> str:
-        """The chosen label."""
-        return self.labelCombo.currentText if self.package else ""
+        """The chosen label; empty for none."""
+        chosen = self.package is not None and not (self._anyLabel and self.labelCombo.currentIndex == 0)
+        return self.labelCombo.currentText if chosen else ""
 
     @property
     def problem(self) -> str:
@@ -138,11 +141,13 @@ class ModelPicker:
         return ""
 
     def _fillLabels(self, label: str):
-        labels = self.package.output.labels if self.package else ()
+        labels = list(self.package.output.labels) if self.package else []
         self.labelCombo.clear()
-        for name in labels:
+        for name in [self._anyLabel] * bool(self._anyLabel) + labels:
             self.labelCombo.addItem(name)
-        self.labelCombo.setCurrentIndex(labels.index(label) if label in labels else len(labels) - 1)
+        last = self.labelCombo.count - 1
+        first = last - len(labels) + 1
+        self.labelCombo.setCurrentIndex(first + labels.index(label) if label in labels else 0 if first else last)
         self.labelCombo.enabled = len(labels) > 1
         self.summaryLabel.text = summary(self.package) if self.package else ""
         self.summaryLabel.visible = bool(self.package)

@@ -196,7 +196,7 @@ class ModelsPanel:
             middle = [n // 2 for n in volume.shape[::-1]]
             settings = {"steps": 1, "features": ["none"], "tolerance": 0.0, "neuron_ijk": middle}
             request = RunRequest(
-                "dream", str(self.entry.folder), [volume], settings, None, self.trust.trusted, "MedXAIModels"
+                "dream", str(self.entry.folder), [volume], settings, (), self.trust.trusted, "MedXAIModels"
             )
             return client.run(request, self._onAnswer)
 

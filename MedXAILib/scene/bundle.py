@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..volume import Volume
 from . import require_slicer
 
 
-def save_scene(explanation: Explanation, volumes: list[Volume], segment: Volume | None, path) -> None:
+def save_scene(explanation: Explanation, volumes: list[Volume], segments: Sequence[Volume], path) -> None:
     """Write the inputs and everything an explanation says as one file that opens in 3D Slicer.
 
     Parameters
@@ -19,8 +20,8 @@ def save_scene(explanation: Explanation, volumes: list[Volume], segment: Volume 
     explanation : Explanation
     volumes : list of Volume
         The inputs; the first one is the grid of the maps. They keep their names.
-    segment : Volume or None
-        The mask the run was started with, on any grid.
+    segments : sequence of Volume
+        The masks the run was started with, on any grid: one segmentation.
     path : str or Path
         The `.mrb` file.
 
@@ -33,32 +34,41 @@ def save_scene(explanation: Explanation, volumes: list[Volume], segment: Volume 
     from .host import HeadlessHost
 
     host = HeadlessHost()
-    build(host, explanation, volumes, segment)
+    build(host, explanation, volumes, segments)
     host.save(Path(path))
 
 
-def build(host, explanation: Explanation, volumes: list[Volume], segment: Volume | None = None):
+def build(host, explanation: Explanation, volumes: list[Volume], segments: Sequence[Volume] = ()):
     """The same in a headless host's scene, unsaved; returns the `write.Run`."""
-    from . import colors, segments
     from .layers import place_of, window_of
-    from .nodes import place
     from .write import Run
 
     scene = host.scene
     windows = [window_of(explanation, volume) if n == 0 else None for n, volume in enumerate(volumes)]
     inputs = [add_input(scene, volume, window) for volume, window in zip(volumes, windows)]
-    segmentation = None
-    if segment is not None:
-        segmentation = segments.add_segmentation(scene, f"{segment.name} segmentation", inputs[0])
-        segments.set_mask(segmentation, segment.name, segment, segment.ijk_to_ras, colors.ANNOTATION)
-        segmentation.GetDisplayNode().SetSliceIntersectionThickness(
-            4
-        )  # still seen below the outline of an output that agrees
-        place(scene, segmentation, _top(scene))
-    run = Run(host, inputs, title_of(explanation), segmentation, segment.name if segment is not None else "")
+    segmentation = _segmentation(scene, inputs[0], segments) if segments else None
+    segment_id = segments[0].name if len(segments) == 1 else ""
+    run = Run(host, inputs, title_of(explanation), segmentation, segment_id, landmarks=segments)
     run.finish(explanation)
     aim(host, inputs[0], place_of(explanation, volumes[0]))
     return run
+
+
+def _segmentation(scene, volume_node, masks: Sequence[Volume]):
+    """The masks as one segmentation node: one annotation, or landmarks."""
+    from . import colors, segments
+    from .nodes import place
+
+    alone = len(masks) == 1
+    node = segments.add_segmentation(scene, f"{masks[0].name} segmentation" if alone else "Landmarks", volume_node)
+    for mask in masks:
+        name = node.GetSegmentation().GenerateUniqueSegmentID(mask.name)  # two landmarks may have one name
+        segments.set_mask(node, name, mask, mask.ijk_to_ras, colors.ANNOTATION if alone else None)
+        node.GetSegmentation().GetSegment(name).SetName(mask.name)
+    if alone:
+        node.GetDisplayNode().SetSliceIntersectionThickness(4)  # still seen below the outline of an output that agrees
+    place(scene, node, _top(scene))
+    return node
 
 
 def title_of(explanation: Explanation) -> str:

@@ -92,6 +92,12 @@ def _legend(node, layer: Layer) -> None:
         legend.SetPosition(0.97, 0.5)
 
 
+def legend_follows(node) -> None:
+    """Tell a map's colour legend that the views' layers have changed: it looks at them when it is modified itself."""
+    for n in range(node.GetNumberOfDisplayNodes() if node is not None else 0):
+        node.GetNthDisplayNode(n).Modified()
+
+
 def limits(layer: Layer) -> tuple[float, float]:
     """The display range of a map: as given, else from its voxels (a few outliers do not darken the rest)."""
     if layer.low is not None and layer.high is not None and layer.low < layer.high:
@@ -163,10 +169,14 @@ def _tissue(explanation, volume: Volume, point, reach: float = 40.0, narrowest: 
 
 
 def place_of(explanation, volume: Volume) -> tuple[float, float, float]:
-    """Where to look (RAS, mm): at the neuron, else at a voxel that was changed or marked, in the slice with most of them."""
+    """Where to look (RAS, mm): at the neuron, else where most of the heat is, else at a voxel that was changed or marked, in the slice with most of them."""
     point = explanation.provenance.get("neuron_ras") or explanation.provenance.get("point_ras")
     if point is not None:
         return tuple(float(v) for v in point)
+    heat = next((layer.volume.array for layer in explanation.maps.values() if layer.kind == "positive"), None)
+    if heat is not None and heat.shape == volume.shape and heat.any():
+        sums = [heat.sum(tuple(m for m in range(3) if m != n), dtype=np.float64) for n in range(3)]
+        return volume.index_to_ras([int(one.argmax()) for one in sums])
     array = interesting(explanation, volume)
     if array is None:
         return volume.index_to_ras([n // 2 for n in volume.shape])

@@ -137,6 +137,12 @@ def name_of(scene, node) -> str:
     return _read(scene, node, NAME)
 
 
+def find(scene, run: str, name: str, kind: str):
+    """A run's node of a class by its name; None when it has none."""
+    nodes = (node for node in of_class(scene, kind) if run_id(scene, node) == run)
+    return next((node for node in nodes if name_of(scene, node) == name), None)
+
+
 def of_run(scene, run: str) -> list:
     """Every node that belongs to a run, wherever it now lies."""
     return [node for n in range(scene.GetNumberOfNodes()) if run_id(scene, node := scene.GetNthNode(n)) == run]

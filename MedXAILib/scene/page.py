@@ -340,11 +340,17 @@ def _legend(axes, columns: int, below: bool = False) -> None:
 
 
 def _foot(figure, explanation: Explanation, left: float) -> None:
-    checks, notes = len(explanation.self_checks), explanation.notes
-    rows = LINES - 3 - (min(checks, 5) + 2 if checks else 0) - (min(2 * len(notes), 4) + 2 if notes else 0)
+    notes = explanation.notes
+    lines = sum(len(told) for *_, told in _told(explanation, left))
+    rows = LINES - 3 - (min(lines, 8) + 2 if lines else 0) - (min(2 * len(notes), 4) + 2 if notes else 0)
     y = _verdicts(figure, explanation, left, 0.345, max(rows, 3))
-    y = _checks(figure, explanation, left, y)
+    y = checks(figure, explanation, left, y)
     _notes(figure, notes, left, y)
+    footer(figure, explanation)
+
+
+def footer(figure, explanation: Explanation) -> None:
+    """Settings, versions and what this is not, along the bottom."""
     known = explanation.provenance
     settings = known.get("settings") or {}
     words = "settings: " + " · ".join(f"{k}={_setting(v)}" for k, v in settings.items() if v not in (None, "", [], ()))
@@ -392,24 +398,37 @@ def _known(value) -> bool:
     return not (value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)))
 
 
-def _checks(figure, explanation: Explanation, left: float, y: float) -> float:
+def _told(explanation: Explanation, left: float) -> list:
+    """For each self-check (sign, colour, name with value, lines of what it means); what failed comes first: it must not fall off the page."""
+    found = []
+    for name, check in sorted(explanation.self_checks.items(), key=lambda item: item[1].get("passed") is not False):
+        sign, colour = {True: ("✓", GOOD), False: ("✗", BAD)}.get(check.get("passed"), ("·", SOFT))
+        told = f"{name.replace('_', ' ')}: {_cell(check.get('value'))}"
+        lines = textwrap.wrap(check.get("meaning", ""), _letters(RIGHT - _second(left), 7.5))
+        found.append((sign, colour, _cut(told, _letters(_second(left) - left - 0.012, 8.5)), lines or [""]))
+    return found
+
+
+def _second(left: float) -> float:
+    """Where the meaning of a self-check begins."""
+    return left + 0.4 * (RIGHT - left)
+
+
+def checks(figure, explanation: Explanation, left: float, y: float) -> float:
+    """The self-checks, each with its whole meaning; returns where the next thing may begin."""
     if not explanation.self_checks:
         return y
     figure.text(left, y, "Self-checks", fontsize=11, fontweight="bold", color=INK, va="top")
     y -= 0.021
-    # What failed comes first: it must not fall off the page.
-    checks = sorted(explanation.self_checks.items(), key=lambda item: item[1].get("passed") is not False)
-    at = left + 0.4 * (RIGHT - left)
-    for name, check in checks:
-        if y < 0.068:
+    for sign, colour, told, lines in _told(explanation, left):
+        if y - (len(lines) - 1) * 0.0125 < 0.068:
+            figure.text(left, y, "… more in explanation.json", fontsize=7.5, color=SOFT, va="top")
             break
-        sign, colour = {True: ("✓", GOOD), False: ("✗", BAD)}.get(check.get("passed"), ("·", SOFT))
-        told = f"{name.replace('_', ' ')}: {_cell(check.get('value'))}"
-        meaning = check.get("meaning", "").split(";")[0].rstrip(".")
         figure.text(left, y, sign, fontsize=10, color=colour, va="top", fontweight="bold")
-        figure.text(left + 0.012, y, _cut(told, _letters(at - left - 0.012, 8.5)), fontsize=8.5, color=INK, va="top")
-        figure.text(at, y, _cut(meaning, _letters(RIGHT - at, 7.5)), fontsize=7.5, color=SOFT, va="top")
-        y -= LINE
+        figure.text(left + 0.012, y, told, fontsize=8.5, color=INK, va="top")
+        for n, line in enumerate(lines):
+            figure.text(_second(left), y - n * 0.0125, line, fontsize=7.5, color=SOFT, va="top")
+        y -= LINE + (len(lines) - 1) * 0.0125
     return y - 0.012
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import MedXAIError
 from ..volume import Volume
 from . import colors, layers, segments
-from .nodes import name_of, of_class, run_id, voxels
+from .nodes import find, name_of, of_class, run_id, voxels
 
 SEGMENT, FILL = "map", 0.35
 SHOWN = "MedXAI.Shown"  # attribute of the segmentation: the sequence and the number that are shown
@@ -34,8 +34,8 @@ def show(scene, run: str, sequence: str, number: int) -> str:
         When that mask was not kept, or somebody removed it.
     """
     node, masks = (
-        _node(scene, run, sequence, "vtkMRMLSequenceNode"),
-        _node(scene, run, "masks", "vtkMRMLSegmentationNode"),
+        find(scene, run, sequence, "vtkMRMLSequenceNode"),
+        find(scene, run, "masks", "vtkMRMLSegmentationNode"),
     )
     title = title_of(scene, run, sequence, number)
     frame = node.GetDataNodeAtValue(str(int(number))) if node is not None else None
@@ -53,14 +53,14 @@ def show(scene, run: str, sequence: str, number: int) -> str:
 
 def shown(scene, run: str) -> tuple[str, int] | None:
     """The sequence and the number that are shown; None when the run shows none."""
-    masks = _node(scene, run, "masks", "vtkMRMLSegmentationNode")
+    masks = find(scene, run, "masks", "vtkMRMLSegmentationNode")
     told = masks.GetAttribute(SHOWN) if masks is not None else None
     return (told.rpartition(":")[0], int(told.rpartition(":")[2])) if told else None
 
 
 def numbers(scene, run: str, sequence: str) -> list[int]:
     """The numbers that were kept of a sequence; empty when there is no such sequence."""
-    node = _node(scene, run, sequence, "vtkMRMLSequenceNode")
+    node = find(scene, run, sequence, "vtkMRMLSequenceNode")
     return (
         [int(float(node.GetNthIndexValue(n))) for n in range(node.GetNumberOfDataNodes())] if node is not None else []
     )
@@ -121,7 +121,7 @@ def row_of(scene, series_id: str, sequence: str, number: int) -> int | None:
 
 def heat(scene, run: str, shown: bool, threshold: float | None = None) -> None:
     """Lay the run's heat map over the input, or take it away; below ``threshold`` it is transparent."""
-    node = _node(scene, run, "heat", "vtkMRMLScalarVolumeNode")
+    node = find(scene, run, "heat", "vtkMRMLScalarVolumeNode")
     if node is None:
         return
     if threshold is not None:
@@ -133,8 +133,7 @@ def heat(scene, run: str, shown: bool, threshold: float | None = None) -> None:
     else:
         for composite in of_class(scene, "vtkMRMLSliceCompositeNode"):
             layers.clear(composite, {node.GetID()})
-    for n in range(node.GetNumberOfDisplayNodes()):
-        node.GetNthDisplayNode(n).Modified()  # the colour legend looks at the views' layers when it is modified itself
+    layers.legend_follows(node)
 
 
 def title_of(scene, run: str, sequence: str, number: int) -> str:
@@ -159,7 +158,7 @@ def layer_title(number: int, layer: str, path: str) -> str:
 
 def rows(scene, run: str, table: str, columns: tuple[str, ...], number: int | None = None):
     """Rows of a run's table as text, whole numbers without a point; those whose first column is ``number``, or all."""
-    node = _node(scene, run, table, "vtkMRMLTableNode")
+    node = find(scene, run, table, "vtkMRMLTableNode")
     inner = node.GetTable() if node is not None else None
     if inner is None or any(inner.GetColumnByName(name) is None for name in columns):
         return
@@ -169,10 +168,4 @@ def rows(scene, run: str, table: str, columns: tuple[str, ...], number: int | No
 
 
 def _text(value) -> str:
-    text = value.ToString()
-    return text.removesuffix(".0") if value.IsNumeric() else text
-
-
-def _node(scene, run: str, name: str, kind: str):
-    nodes = (node for node in of_class(scene, kind) if run_id(scene, node) == run)
-    return next((node for node in nodes if name_of(scene, node) == name), None)
+    return repr(value.ToDouble()).removesuffix(".0") if value.IsNumeric() else value.ToString()

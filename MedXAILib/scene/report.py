@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from ..volume import PLANES, Volume
 from . import require_slicer
 
 
-def report(explanation: Explanation, volumes: list[Volume], path, segment: Volume | None = None) -> None:
+def report(explanation: Explanation, volumes: list[Volume], path, segments: Sequence[Volume] = ()) -> None:
     """Write `report.png`.
 
     Slice views of the input, of image maps and of overlays, through the neuron (or the middle of what was changed or marked), drawn off
-    screen by Slicer's own libraries, with the outlines of masks and of ``segment``, the mask the run was started with; curves with their
-    reference band; verdicts, self-checks and notes.
+    screen by Slicer's own libraries, with the outlines of masks and of ``segments``, the masks the run was started with; curves with their
+    reference band (of a back-projection: its strongest filters and its landmarks); verdicts, self-checks and notes.
 
     Raises
     ------
@@ -26,7 +27,8 @@ def report(explanation: Explanation, volumes: list[Volume], path, segment: Volum
         ``kind="missing"`` without Slicer's libraries or matplotlib, ``kind="disk"`` when the file cannot be written.
     """
     require_slicer()
-    from . import page
+    from . import page, page_filters
+    from .filters import of as filters_of
 
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,7 +39,8 @@ def report(explanation: Explanation, volumes: list[Volume], path, segment: Volum
         ) from None
     figure = Figure(figsize=(page.WIDE, page.HIGH), dpi=page.DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    page.compose(figure, explanation, volumes, _pictures(explanation, volumes, segment))
+    pictures = _pictures(explanation, volumes, segments)
+    (page_filters if filters_of(explanation) else page).compose(figure, explanation, volumes, pictures)
     try:
         figure.savefig(Path(path), dpi=page.DPI, facecolor="white", metadata={"Title": explanation.title})
     except OSError as error:
@@ -56,10 +59,11 @@ class Column:
     filled: str = ""
 
 
-def _pictures(explanation: Explanation, volumes: list[Volume], segment: Volume | None, size: int = 560) -> dict:
+def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequence[Volume], size: int = 560) -> dict:
     """Every picture of the page: rows are planes, columns the input, image maps and overlays."""
     from . import layers, views
     from .bundle import _straight, build
+    from .filters import of as filters_of
     from .host import HeadlessHost
 
     volume = volumes[0]
@@ -73,13 +77,14 @@ def _pictures(explanation: Explanation, volumes: list[Volume], segment: Volume |
         planes = _planes(explanation, volume)
         images = [n for n, layer in explanation.maps.items() if layer.kind == "image"][:1]
         overlays = [n for n, layer in explanation.maps.items() if layer.kind != "image"][: 3 - len(images)]
-        columns, outlines = _columns(explanation, run, segment, [*images, *overlays])
+        columns, outlines = _columns(explanation, run, segments, [*images, *overlays])
         masks = {name: _mask_node(host.scene, mask) for name, (mask, _) in outlines.items()}
         view = views.SliceView(host, size)
         field = _field(explanation, volume)
         rows = []
         for plane in planes:
-            view.look(plane, run.inputs[0], point, field, not _straight(run.inputs[0]))
+            at = _centred(volume, plane, point) if filters_of(explanation) else point
+            view.look(plane, run.inputs[0], at, field, not _straight(run.inputs[0]))
             row = []
             for name in (column.layer for column in columns):
                 image = name is None or explanation.maps[name].kind == "image"
@@ -106,26 +111,36 @@ def _pictures(explanation: Explanation, volumes: list[Volume], segment: Volume |
         host.close()
 
 
-def _columns(explanation: Explanation, run, segment: Volume | None, maps: list[str]):
+def _centred(volume: Volume, plane: str, point) -> tuple[float, float, float]:
+    """The slice through a point, with the middle of the volume in the middle of the picture."""
+    index = [(n - 1) / 2 for n in volume.shape]
+    axis = volume.array_axis(plane)
+    index[axis] = volume.ras_to_index(point)[axis]
+    return volume.index_to_ras(index)
+
+
+def _columns(explanation: Explanation, run, segments: Sequence[Volume], maps: list[str]):
     """The columns of pictures, and the masks outlined in them: name to mask and colour."""
     from . import colors, pick, sequences
+    from .filters import of as filters_of
 
     outlines = {
         name: (mask, colors.DISTINCT[n % len(colors.DISTINCT)])
         for n, (name, mask) in enumerate(explanation.masks.items())
     }
+    if filters_of(explanation):
+        outlines = {one.name: (one, colors.DISTINCT[n % len(colors.DISTINCT)]) for n, one in enumerate(segments)}
+        return [Column("Input", None), *(Column(_named(explanation, n), n, tuple(outlines)) for n in maps)], outlines
     names = tuple(outlines)
-    title, last = next(
-        ((n, s) for n, s in explanation.sequences.items() if sequences.browsed(s) and s.items), ("", None)
-    )
+    title, last = next(iter(sequences.picked(explanation).items()), ("", None))
     if last is None:
         return [Column("Input", None), *(Column(_named(explanation, n), n, names) for n in maps)], outlines
     # Maps of layers are looked at beside the output and the annotation, so these are outlined in the input as well.
     number, mask = last.items[-1]
     shown = f"map of {pick.title_of(run.scene, run.id, title, number)}"
     outlines = {name: (one, colors.OUTPUT) for name, (one, _) in outlines.items()}
-    if segment is not None:
-        outlines = {"annotation": (segment, colors.ANNOTATION)} | outlines
+    if segments:
+        outlines = {"annotation": (segments[0], colors.ANNOTATION)} | outlines
     names = tuple(outlines)
     outlines[shown] = (mask, colors.MASK)
     columns = [Column("Input", None, names), *(Column("Units that see the label", n, names) for n in maps)]
@@ -162,8 +177,8 @@ def _way(host, explanation: Explanation, run, view, count: int = 4) -> tuple[str
     from . import pick, sequences
     from .nodes import STEP
 
-    for name, sequence in explanation.sequences.items():
-        if sequences.browsed(sequence) and len(sequence.items) >= count:
+    for name, sequence in sequences.picked(explanation).items():
+        if len(sequence.items) >= count:
             found = []
             view.show(run.inputs[0])
             picture = view.picture()

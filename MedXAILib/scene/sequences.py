@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import slicer
 
-from ..explanation import Layer, Sequence
+from ..explanation import Explanation, Layer, Sequence
 from . import colors, layers
 from .nodes import BROWSE, STEP, image_of, matrix_of, modifying
 
@@ -38,8 +38,14 @@ def add_sequence(scene, sequence: Sequence, name: str, marks: dict[str, str]):
 
 
 def browsed(sequence: Sequence) -> bool:
-    """Whether its masks are looked up by number (layers, units) instead of played."""
-    return sequence.kind == "mask" and sequence.index != "step"
+    """Whether its items are looked up by number or name (layers, units, filters) instead of played."""
+    return bool(sequence.names) or (sequence.kind == "mask" and sequence.index != "step")
+
+
+def picked(explanation: Explanation) -> dict[str, Sequence]:
+    """The sequences whose masks are looked up, each shown as the segment `map` of its run."""
+    found = explanation.sequences.items()
+    return {name: one for name, one in found if browsed(one) and one.kind == "mask" and one.items}
 
 
 def mark(sequence: Sequence) -> str:

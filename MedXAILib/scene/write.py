@@ -8,7 +8,7 @@ import slicer
 
 from ..explanation import Curve, Explanation, Layer, Patch, Point
 from ..volume import Volume
-from . import charts, colors, layers, pick, remove, repeat, segments, sequences
+from . import charts, colors, filters, layers, pick, remove, repeat, segments, sequences
 from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place, sign
 
 #: What a preview is when nobody says (by the explanation's name).
@@ -41,15 +41,17 @@ class Run:
     title : str
         The folder's name.
     segmentation, segment_id : node, str
-        The segment that was used, where there is one; for "Repeat this run".
+        The segment (or, without an ID, the segments) that was used, where there is one; for "Repeat this run".
+    landmarks : sequence of Volume
+        Masks the filters' heat is shared out to, as they are when the run begins.
     show : bool
         Whether the slice views show the layers. Zoom, slice and layout stay as they are.
     """
 
-    def __init__(self, host, inputs, title="Explanation", segmentation=None, segment_id="", show=True):
+    def __init__(self, host, inputs, title="Explanation", segmentation=None, segment_id="", show=True, landmarks=()):
         self.host, self.scene = host, host.scene
         self.inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-        self.segmentation, self.segment_id = segmentation, segment_id
+        self.segmentation, self.segment_id, self.landmarks = segmentation, segment_id, landmarks
         self.id = uuid.uuid4().hex
         self.shows = show
         self.views, self.charts = (
@@ -107,7 +109,7 @@ class Run:
         """Put everything in place and return the folder's item."""
         tree = hierarchy(self.scene)
         known = repeat.stamps(explanation, self)
-        looked_up = {n: one for n, one in explanation.sequences.items() if sequences.browsed(one) and one.items}
+        looked_up = sequences.picked(explanation)
         first = next(iter(looked_up), None)
         for name, layer in explanation.maps.items():
             self._map(name, layer, show=first is None)
@@ -117,6 +119,8 @@ class Run:
             self._curve(name, charts.grouped(explanation, name))
         for name, table in explanation.tables.items():
             self._keep(charts.add_plain_table(self.scene, table, name), name)
+        if (told := filters.shares(explanation, self.landmarks)) is not None:
+            self._keep(charts.add_plain_table(self.scene, told, filters.SHARES), filters.SHARES)
         self._sequences(explanation, known)
         self._neuron(explanation.provenance)
         self._words(explanation)
@@ -166,10 +170,7 @@ class Run:
     def _drop(self, explanation: Explanation) -> None:
         """What was shown on the way but is no part of the result goes."""
         known = {*explanation.maps, *(f"{name} {sequences.mark(one)}" for name, one in explanation.sequences.items())}
-        masks = {
-            *explanation.masks,
-            *(pick.SEGMENT for one in explanation.sequences.values() if sequences.browsed(one)),
-        }
+        masks = {*explanation.masks, *(pick.SEGMENT for _ in sequences.picked(explanation))}
         gone = [self.nodes.pop(name) for name in list(self.nodes) if name not in known]
         for name in [name for name in self.curves if name not in explanation.curves]:
             made = self.curves.pop(name)
@@ -227,7 +228,7 @@ class Run:
         for name, sequence in explanation.sequences.items():
             if sequence.items:
                 browsed = sequences.browsed(sequence)
-                sequence = sequences.cropped(sequence) if browsed else sequence
+                sequence = sequences.cropped(sequence) if browsed and sequence.kind == "mask" else sequence
                 marks = {**known, RUN: self.id, NAME: f"{name} {sequences.mark(sequence)}"}
                 node = sequences.add_sequence(self.scene, sequence, name, marks)
                 if sequence.thinned:

@@ -115,7 +115,7 @@ class Client:
         try:
             folder.mkdir()
             volumes = [self._sent(v, folder / f"volume-{n}.npy") for n, v in enumerate(request.volumes)]
-            segment = None if request.segment is None else self._sent(request.segment, folder / "segment.npy")
+            segments = [self._sent(v, folder / f"segment-{n}.npy") for n, v in enumerate(request.segments)]
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise MedXAIError(
@@ -125,7 +125,7 @@ class Client:
             ) from error
         command = {
             "command": "run", "job": f"{panel}-{number}", "panel": panel, "method": request.method, "model": str(request.model),
-            "trusted": sorted(request.trusted), "volumes": volumes, "segment": segment, "settings": dict(request.settings),
+            "trusted": sorted(request.trusted), "volumes": volumes, "segments": segments, "settings": dict(request.settings),
             "folder": str(folder),
         }  # fmt: skip
         older = [job for job in self._jobs.values() if job.panel == panel]
@@ -422,8 +422,8 @@ class Client:
         return wire.describe_volume(volume, file)
 
     def _limit_store(self, newest: Hashable) -> None:
-        used = {v["file"] for job in self._jobs.values() for v in job.command.get("volumes", [])}
-        used |= {job.command["segment"]["file"] for job in self._jobs.values() if job.command.get("segment")}
+        sent = (job.command.get(what, []) for job in self._jobs.values() for what in ("volumes", "segments"))
+        used = {volume["file"] for volumes in sent for volume in volumes}
         sizes = {k: Path(v.message["file"]).stat().st_size for k, v in self._stored.items()}
         for key in list(self._stored):
             if sum(sizes.values()) <= self._store_bytes:

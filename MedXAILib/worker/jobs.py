@@ -47,8 +47,8 @@ class RunRequest:
         One per channel; the first one's grid is that of the result.
     settings : dict
         Plain values (`Settings.to_json`).
-    segment : Volume or StoredVolume, optional
-        A mask, non-zero inside.
+    segments : sequence of Volume or StoredVolume
+        Masks, non-zero inside: landmarks for ``backproject``, one at most for the other methods.
     trusted : iterable of str
         SHA-256 of the programs the user trusts.
     panel : str
@@ -59,7 +59,7 @@ class RunRequest:
     model: str
     volumes: tuple[Volume | StoredVolume, ...] | list[Volume | StoredVolume]
     settings: dict = field(default_factory=dict)
-    segment: Volume | StoredVolume | None = None
+    segments: tuple[Volume | StoredVolume, ...] | list[Volume | StoredVolume] = ()
     trusted: Iterable[str] = ()
     panel: str = ""
 

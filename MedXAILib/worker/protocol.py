@@ -8,8 +8,8 @@ Commands
 --------
 run
     ``panel`` (a newer job of the same panel replaces the older one), ``method``, ``model`` (folder), ``trusted`` (SHA-256 of the
-    programs the user trusts), ``volumes`` and ``segment`` (`wire.describe_volume`), ``settings`` (plain values), ``folder`` (private
-    to this run, made by the client, removed by the client).
+    programs the user trusts), ``volumes`` and ``segments`` (masks; lists of `wire.describe_volume`, the second may be empty), ``settings``
+    (plain values), ``folder`` (private to this run, made by the client, removed by the client).
 describe
     ``model``, and ``trusted`` as above (left out: none): the reply is ``described``.
 release
@@ -116,7 +116,7 @@ SCHEMAS = {
     "command": {
         "run": {
             "job": _NAME, "panel": _NAME, "method": _NAME, "model": _TEXT, "trusted": [_TEXT], "volumes": [_VOLUME],
-            "segment": _Optional(_VOLUME), "settings": _OBJECT, "folder": _TEXT,
+            "segments": [_VOLUME], "settings": _OBJECT, "folder": _TEXT,
         },
         "describe": {"job": _NAME, "model": _TEXT, "trusted": _Optional([_TEXT])},
         "release": {"job": _NAME},

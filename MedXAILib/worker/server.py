@@ -66,11 +66,11 @@ class Engine:
             raise MedXAIError(f"There is no method '{method}'{nearest(method, METHODS)}; known: {', '.join(METHODS)}.")
         return METHODS[method].from_json(values)
 
-    def explain(self, method: str, model, volumes, settings, segment):
+    def explain(self, method: str, model, volumes, settings, segments):
         """The generator of steps."""
         from .. import methods
 
-        return methods.REGISTRY[method](model, volumes, settings, segment)
+        return methods.explain(method, model, volumes, settings, segments)
 
     def release(self) -> None:
         """Give unused device memory back to the system."""
@@ -285,11 +285,11 @@ class Server:
         reporter.progress(0.0, "Loading")
         settings = self._engine.settings(message["method"], message["settings"])
         volumes = [self._volume(one, folder) for one in message["volumes"]]
-        segment = None if message["segment"] is None else self._volume(message["segment"], folder)
+        segments = [self._volume(one, folder) for one in message["segments"]]
         device = getattr(settings, "device", "auto")
         model = self._model(message["model"], device, frozenset(s.lower() for s in message["trusted"]))
         task.check()
-        steps = self._engine.explain(message["method"], model, volumes, settings, segment)
+        steps = self._engine.explain(message["method"], model, volumes, settings, segments)
         try:
             while True:
                 try:

@@ -1,9 +1,10 @@
-"""A dream's explanation made by hand, in 3-D (oblique, anisotropic) and as a single slice."""
+"""Explanations made by hand: a dream and a back-projection, in 3-D (oblique, anisotropic) and as a single slice."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from MedXAILib import landmarks
 from MedXAILib.explanation import Curve, Explanation, Layer, Sequence, Table
 from MedXAILib.volume import Volume
 
@@ -112,4 +113,85 @@ def dream(start: Volume, centre=None, steps=20, radius=None, features=4) -> Expl
     result.self_checks.update(CHECKS)
     result.notes.append("Steps 1, 3, 5 … were left out of the sequence for the memory budget.")
     result.provenance = {**PROVENANCE, "neuron_ijk": list(centre[::-1]), "neuron_ras": list(start.index_to_ras(centre))}
+    return result
+
+
+def landmark_masks(start: Volume) -> list[Volume]:
+    """Two lungs and a heart that overlaps one of them."""
+    k, j, i = np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in start.shape), indexing="ij")
+    found = {
+        "right lung": ((i + 0.4) / 0.3) ** 2 + (j / 0.6) ** 2 + (k / 0.8) ** 2 < 1,
+        "left lung": ((i - 0.4) / 0.3) ** 2 + (j / 0.6) ** 2 + (k / 0.8) ** 2 < 1,
+        "heart": ((i - 0.2) / 0.3) ** 2 + ((j - 0.3) / 0.3) ** 2 + (k / 0.8) ** 2 < 1,
+    }
+    return [start.with_array(mask.astype(np.uint8), name, "") for name, mask in found.items()]
+
+
+def back_projection(
+    start: Volume, at: int | None = None, count=9, segments=(), combine="equal", total=40
+) -> Explanation:
+    """Filters that each light up a spot, as `backproject` gives them; ``at`` is the slice k a 2-D network looked at."""
+    low, high = ((0, 0, 0), start.shape) if at is None else ((at, 0, 0), (at + 1, *start.shape[1:]))
+    box = start.crop(low, high)
+    place = tuple(slice(a, b) for a, b in zip(low, high))
+    grid = np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in box.shape), indexing="ij")
+    random = np.random.default_rng(3)
+    items, scores, names = [], [], []
+    for n in range(count):
+        centre = [random.uniform(-0.6, 0.6) if m > 1 else 0.0 for m in box.shape]
+        spot = np.exp(-sum(((g - c) / 0.25) ** 2 for g, c in zip(grid, centre)))
+        sign = np.sign(np.sin(9 * grid[2] + n))
+        array = (10.0 ** (n % 3) * sign * spot * (spot > 0.05)).astype(
+            np.float32
+        )  # filters differ by orders of magnitude
+        if n == 4:
+            array[:] = 0  # one that nothing came back from
+        number = int((7 * n + 12) % total)
+        items.append((n + 1, Volume(array, box.ijk_to_ras, f"filter-{number}")))
+        scores.append(8.0 / (n + 1))
+        names.append(f"filter-{number}")
+    weight = landmarks.weights(scores, combine)
+    heat = np.zeros(start.shape, np.float32)
+    heat[place] = landmarks.heat([item.array for _, item in items], weight)
+    parts = landmarks.coarse_parts(box.shape)
+    if segments:
+        parts = landmarks.with_rest({one.name: one.array[place] != 0 for one in segments})
+    each = [landmarks.shares(item.array, parts) for _, item in items]
+    result = Explanation("backproject", "Filter back-projection")
+    high = float(np.percentile(heat[heat > 0], 99.5))
+    result.maps["heat"] = Layer(
+        start.with_array(heat, "heat", ""), "positive", "Heat [times an even spread]", 0.0, high
+    )
+    result.sequences["filters"] = Sequence("Filters", items, "signed", "rank", 0, tuple(names))
+    result.tables["filters"] = Table("Filters", {
+        "filter": [int(name.split("-")[1]) for name in names], "score": scores, "rank": list(range(1, count + 1)), "name": names,
+        "effect": [0.5 - 0.1 * n if n < 5 else float("nan") for n in range(count)],
+    })  # fmt: skip
+    title = "Landmarks" if segments else "Coarse parts (not anatomical)"
+    result.tables["landmarks"] = landmarks.landmark_table(each, weight, parts, title)
+    result.tables["classes"] = Table(
+        "Classes", {"label": ["PA", "AP"], "logit": [1.2, -0.7], "probability": [0.87, 0.13]}
+    )
+    ranks = np.arange(1.0, total + 1)
+    result.curves["ranking"] = Curve(
+        "Filters by score", "rank", {"rank": ranks, "score": 8 / ranks}, "Rank of the filter", "Score (max of its map)"
+    )
+    result.scores.update(probability=0.87, logit=1.2, filters=count)
+    result.self_checks.update(
+        filters_matter={
+            "value": 3.1, "passed": True,
+            "meaning": "How much farther the class score falls when these filters are silenced than when as many others are; above 1, they carry the answer.",
+        },
+        not_edges={
+            "value": 0.91, "passed": False,
+            "meaning": "Rank correlation of the heat with the image's own edges; near 1, the heat shows the image rather than the network.",
+        },
+    )  # fmt: skip
+    result.notes.append("Overlapping pooling: signals that share a switch are added.")
+    result.provenance = {
+        **PROVENANCE, "method": "backproject", "label": "PA", "predicted": "PA", "start_kji": list(low), "combine": combine,
+        "settings": {"label": "", "filters": count, "combine": combine, "rule": "deconvnet", "slice": "" if at is None else f"k:{at}"},
+        "model": {"name": "Chest radiograph: AP or PA view", "sha256": "0123456789abcdef" * 4},
+        "landmarks": [one.name for one in segments],
+    }  # fmt: skip
     return result

@@ -322,7 +322,7 @@ def test_all_slices_are_one_image(tmp_path):
     item = middle.sequences["layers"].items[0][1]  # of the slice alone; the command writes it on the whole grid
     assert item.shape == (1, *annotation.shape[1:])
     (tmp_path / "files").mkdir()
-    output.write(middle, volumes, annotation, tmp_path / "files", scene=False)
+    output.write(middle, volumes, [annotation], tmp_path / "files", scene=False)
     written = io.read_volume(tmp_path / "files" / "map-input.nrrd")
     k = int(annotation.array.sum((1, 2)).argmax())
     assert written.same_grid(annotation) and np.array_equal(written.array[k], item.array[0])

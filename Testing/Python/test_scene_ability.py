@@ -157,7 +157,7 @@ def test_removal_leaves_nothing(desk, how):
 
 def test_a_saved_scene_is_looked_through_as_before(tmp_path, steps):
     volumes, annotation, _, explanation = steps
-    bundle.save_scene(explanation, volumes, annotation, tmp_path / "scene.mrb")
+    bundle.save_scene(explanation, volumes, [annotation], tmp_path / "scene.mrb")
     again = HeadlessHost()
     try:
         again.open(tmp_path / "scene.mrb")
@@ -235,7 +235,7 @@ def test_page(tmp_path, steps, ndim):
     if ndim == 2:
         volumes, annotation = study(2)
         found = run(ability(separators(tmp_path / "net", 2), volumes, SETTINGS, annotation))
-    report(found, volumes, tmp_path / "report.png", annotation)
+    report(found, volumes, tmp_path / "report.png", [annotation])
     page = imread(tmp_path / "report.png")[150:1300, :1100, :3]
     amber = np.abs(page - colors.MASK).max(-1) < 0.15
     green = np.abs(page - colors.ANNOTATION).max(-1) < 0.15

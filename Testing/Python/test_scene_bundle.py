@@ -37,7 +37,7 @@ def saved(tmp_path_factory):
     explanation = examples.dream(volume)
     path = tmp_path_factory.mktemp("scene") / "scene.mrb"
     segment = volume.with_array(explanation.masks["mask"].array, "liver", "")
-    save_scene(explanation, [volume, second], segment, path)
+    save_scene(explanation, [volume, second], [segment], path)
     return volume, second, explanation, reopened(path)
 
 
@@ -148,7 +148,7 @@ def test_single_slice_and_flipped(tmp_path):
     explanation.curves.pop("normalized")
     explanation.maps["change"].volume.array[:] = 0  # nothing changed at all
     explanation.masks["mask"].array[:] = 0
-    save_scene(explanation, [volume], None, tmp_path / "scene.mrb")
+    save_scene(explanation, [volume], [], tmp_path / "scene.mrb")
     facts = reopened(tmp_path / "scene.mrb") if explanation.masks["mask"].array.any() else None
     assert facts is None and (tmp_path / "scene.mrb").stat().st_size > 10_000
 
@@ -157,12 +157,12 @@ def test_a_scene_that_cannot_be_written(tmp_path):
     volume = examples.volume((4, 10, 10))
     (tmp_path / "a file").write_text("")
     with pytest.raises(MedXAIError, match="could not be written") as told:
-        save_scene(examples.dream(volume), [volume], None, tmp_path / "a file" / "scene.mrb")
+        save_scene(examples.dream(volume), [volume], [], tmp_path / "a file" / "scene.mrb")
     assert told.value.kind == "disk" and [p.name for p in tmp_path.iterdir()] == ["a file"]
 
 
 def test_names_may_repeat(tmp_path):
     volume = examples.volume((6, 16, 16), examples.straight(), "image")
     twin = Volume(volume.array, volume.ijk_to_ras, "image")
-    save_scene(examples.dream(volume), [volume, twin], None, tmp_path / "scene.mrb")
+    save_scene(examples.dream(volume), [volume, twin], [], tmp_path / "scene.mrb")
     assert (tmp_path / "scene.mrb").is_file()

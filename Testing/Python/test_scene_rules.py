@@ -26,7 +26,7 @@ def test_only_the_host_knows_the_application():
 
 
 @pytest.mark.parametrize("alien", ["None", "types.ModuleType('slicer')"])
-@pytest.mark.parametrize("call", ["bundle.save_scene(None, [], None, 'x.mrb')", "report.report(None, [], 'x.png')"])
+@pytest.mark.parametrize("call", ["bundle.save_scene(None, [], [], 'x.mrb')", "report.report(None, [], 'x.png')"])
 def test_without_slicer_one_sentence(alien, call):
     """Neither installed, nor PyPI's package of the same name."""
     code = (

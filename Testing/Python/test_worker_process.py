@@ -54,8 +54,8 @@ class Session:
         self.client.observe(lambda what, value: self.log.append(value) if what == "log" else None)
         self.volume = Volume(np.arange(24, dtype=np.float32).reshape(2, 3, 4), np.diag([2.0, 3, 4, 1]), "study", "HU")
 
-    def start(self, method, on_event=None, panel="", segment=None, model=None, **settings):
-        request = RunRequest(method, model or self.model, [self.volume], settings, segment, panel=panel)
+    def start(self, method, on_event=None, panel="", segments=(), model=None, **settings):
+        request = RunRequest(method, model or self.model, [self.volume], settings, segments, panel=panel)
         return self.client.run(request, on_event or self.events.append)
 
     def finish(self, job, seconds=20):
@@ -123,7 +123,7 @@ def launcher(tmp_path):
 
 
 def test_everything_an_explanation_holds(warm):
-    job = warm.start("simple", segment=warm.volume.with_array((warm.volume.array > 20).astype(np.uint8)))
+    job = warm.start("simple", segments=[warm.volume.with_array((warm.volume.array > n).astype(np.uint8)) for n in (20, 21)])
     seen = {}
 
     def look(event):
@@ -143,7 +143,7 @@ def test_everything_an_explanation_holds(warm):
     said = seen["said"]
     # The worker's own folder is not searched: its `protocol` or `client` would stand before anybody else's.
     assert said.provenance["path"] == str(HERE.parents[1]) and not said.provenance["shadowed"]
-    assert said.provenance["mapped"] and said.scores["bad"] == -np.inf and said.scores["segment"] == 3
+    assert said.provenance["mapped"] and said.scores["bad"] == -np.inf and said.scores["segments"] == 3 + 2
     assert said.notes == ["Ü is not ASCII"] and said.self_checks["agree"] == {
         "value": 0.5,
         "passed": True,

@@ -26,7 +26,7 @@ from MedXAILib.worker.reporting import Reporter
 VOLUME = {"file": "/a.npy", "ijk_to_ras": np.eye(4).tolist(), "name": "a", "unit": "HU", "attributes": {}}
 RUN = {
     "command": "run", "job": "dream-1", "panel": "dream", "method": "dream", "model": "/m", "trusted": ["ab"],
-    "volumes": [VOLUME], "segment": None, "settings": {"steps": 3}, "folder": "/f",
+    "volumes": [VOLUME], "segments": [], "settings": {"steps": 3}, "folder": "/f",
 }  # fmt: skip
 HELLO = {"event": "hello", "pid": 77, "python": "3.12.1", "versions": {"torch": None}, "devices": [{"name": "cpu"}]}
 EVENTS = [
@@ -129,7 +129,9 @@ def test_stream_that_ends_within_a_line():
         ({"volumes": {}}, "'run.volumes' must be a list"),
         ({"volumes": [VOLUME, {**VOLUME, "ijk_to_ras": [[1]]}]}, "'run.volumes[1].ijk_to_ras' must be a 4×4 matrix"),
         ({"volumes": [{**VOLUME, "ijk_to_ras": [[math.nan] * 4] * 4}]}, "'run.volumes[0].ijk_to_ras' must be"),
-        ({"segment": {"file": "a"}}, "'run.segment' needs the field 'ijk_to_ras'"),
+        ({"segments": [VOLUME, {"file": "a"}]}, "'run.segments[1]' needs the field 'ijk_to_ras'"),
+        ({"segments": None}, "'run.segments' must be a list"),
+        ({"segment": None}, "'run' has no field 'segment'"),
         ({"settings": []}, "'run.settings' must be an object"),
         ({"trusted": [1]}, "'run.trusted[0]' must be text"),
     ],
@@ -706,8 +708,8 @@ def test_stored_volumes_are_written_once_and_bounded(world):
     world.client._store_bytes = 500
     first = world.client.store(volume(), ("node", 1))
     assert world.client.store(volume(), ("node", 1)) is first
-    job = world.client.run(RunRequest("dream", world.model, [first], segment=first))
-    assert job.command["volumes"][0]["file"] == job.command["segment"]["file"] == first.message["file"]
+    job = world.client.run(RunRequest("dream", world.model, [first], segments=[first]))
+    assert job.command["volumes"][0]["file"] == job.command["segments"][0]["file"] == first.message["file"]
     for n in range(2, 6):
         world.client.store(volume(), ("node", n))
     assert os.path.exists(first.message["file"])  # in use

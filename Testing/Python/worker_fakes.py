@@ -64,8 +64,8 @@ class FakeEngine:
             return DreamSettings.from_json(values)
         return Values(values)
 
-    def explain(self, method, model, volumes, settings, segment):
-        return globals()["do_" + method](self, model, volumes, settings, segment)
+    def explain(self, method, model, volumes, settings, segments):
+        return globals()["do_" + method](self, model, volumes, settings, segments)
 
     def release(self):
         self.loaded.append("released")
@@ -75,7 +75,7 @@ def explanation(volume, **more):
     return Explanation("fake", "A fake", maps={"map": Layer(volume, "signed", "Map [HU]")}, **more)
 
 
-def do_simple(engine, model, volumes, settings, segment):
+def do_simple(engine, model, volumes, settings, segments):
     """Steps with points, previews and a message; ends with everything an explanation can hold."""
     steps = getattr(settings, "steps", 5)
     volume = volumes[0]
@@ -96,14 +96,14 @@ def do_simple(engine, model, volumes, settings, segment):
         curves={"curves": Curve("C", "step", {"step": np.arange(3), "z": np.array([1.0, np.nan, 2])}, bands={"r": (-1.0, 1.0)}, shown=("z",))},
         tables={"verdicts": Table("V", {"feature": ["a", "b"], "z": [1.5, float("nan")]})},
         sequences={"steps": Sequence("S", [(0, volume), (4, volume.crop((0, 0, 0), (1, 2, 2)))], thinned=3)},
-        scores={"loaded": len(engine.loaded), "bad": float("-inf"), "segment": None if segment is None else int(segment.array.sum())},
+        scores={"loaded": len(engine.loaded), "bad": float("-inf"), "segments": sum(int(s.array.sum()) for s in segments)},
         self_checks={"agree": {"value": np.float32(0.5), "passed": np.bool_(True), "meaning": "It does."}},
         notes=["Ü is not ASCII"],
         provenance={"pid": os.getpid(), "mapped": isinstance(volume.array, np.memmap), "same": id(volume), "path": sys.path[0], "shadowed": importlib.util.find_spec("protocol") is not None},
     )  # fmt: skip
 
 
-def do_noisy(engine, model, volumes, settings, segment):
+def do_noisy(engine, model, volumes, settings, segments):
     """A library that prints on every level, reads, and fills the streams."""
     print("printed")
     sys.stdout.flush()
@@ -118,24 +118,24 @@ def do_noisy(engine, model, volumes, settings, segment):
     return explanation(volumes[0])
 
 
-def do_abort(engine, model, volumes, settings, segment):
+def do_abort(engine, model, volumes, settings, segments):
     yield Step(0.5, "about to")
     sys.stderr.write("last words\n")
     sys.stderr.flush()
     os.abort()
 
 
-def do_exit(engine, model, volumes, settings, segment):
+def do_exit(engine, model, volumes, settings, segments):
     yield Step(0.5, "about to")
     os._exit(settings.code)
 
 
-def do_sysexit(engine, model, volumes, settings, segment):
+def do_sysexit(engine, model, volumes, settings, segments):
     yield Step(0.5, "about to")
     sys.exit(3)
 
 
-def do_raise(engine, model, volumes, settings, segment):
+def do_raise(engine, model, volumes, settings, segments):
     yield Step(0.5, "about to")
     error = {
         "refused": MedXAIError("No such label.", hint="Choose another."),
@@ -155,7 +155,7 @@ def do_raise(engine, model, volumes, settings, segment):
     raise error
 
 
-def do_allocate(engine, model, volumes, settings, segment):
+def do_allocate(engine, model, volumes, settings, segments):
     """Really runs out of memory."""
     import resource
 
@@ -164,7 +164,7 @@ def do_allocate(engine, model, volumes, settings, segment):
     return explanation(volumes[0].with_array(np.ones((4096, 4096, 4096), np.float32)))
 
 
-def do_stuck(engine, model, volumes, settings, segment):
+def do_stuck(engine, model, volumes, settings, segments):
     """Sleeps inside a step, deaf to SIGTERM where asked; children may be there."""
     import signal
 
@@ -181,7 +181,7 @@ def do_stuck(engine, model, volumes, settings, segment):
     time.sleep(600)
 
 
-def do_careful(engine, model, volumes, settings, segment):
+def do_careful(engine, model, volumes, settings, segments):
     """Cleans up when it is stopped, and leaves a sign."""
     try:
         while True:
@@ -191,7 +191,7 @@ def do_careful(engine, model, volumes, settings, segment):
         open(settings.sign, "w").close()
 
 
-def do_fast(engine, model, volumes, settings, segment):
+def do_fast(engine, model, volumes, settings, segments):
     """As many steps as it can in a second, each with points and previews."""
     begun, n = time.monotonic(), 0
     while time.monotonic() - begun < settings.seconds:
@@ -207,7 +207,7 @@ def do_fast(engine, model, volumes, settings, segment):
     return explanation(volumes[0], scores={"steps": n})
 
 
-def do_full(engine, model, volumes, settings, segment):
+def do_full(engine, model, volumes, settings, segments):
     """The disk is full when the result is written."""
     from MedXAILib.worker import wire
 
@@ -222,17 +222,17 @@ def do_full(engine, model, volumes, settings, segment):
     return explanation(volumes[0])
 
 
-def do_threads(engine, model, volumes, settings, segment):
+def do_threads(engine, model, volumes, settings, segments):
     yield Step(1.0, "in the main thread" if threading.current_thread() is threading.main_thread() else "elsewhere")
     return explanation(volumes[0])
 
 
-def do_unsendable(engine, model, volumes, settings, segment):
+def do_unsendable(engine, model, volumes, settings, segments):
     yield Step(1.0, "done")
     return explanation(volumes[0], scores={"what": object()})
 
 
-def do_pool(engine, model, volumes, settings, segment):
+def do_pool(engine, model, volumes, settings, segments):
     """A spawn pool, as the features use it: its children import the worker's main file again."""
     import multiprocessing
 

@@ -42,15 +42,15 @@ class Engine:
 
         return METHODS[method].from_json(values)
 
-    def explain(self, method, model, volumes, settings, segment):
-        play = {"dream": dream, "ability": ability}[method]
-        return play(model, volumes, settings, segment, os.environ.get("MEDXAI_FAKE", "quick"))
+    def explain(self, method, model, volumes, settings, segments):
+        play = {"dream": dream, "ability": ability, "backproject": backproject}[method]
+        return play(model, volumes, settings, segments, os.environ.get("MEDXAI_FAKE", "quick"))
 
     def release(self):
         pass
 
 
-def dream(package, volumes, settings, segment, way):
+def dream(package, volumes, settings, segments, way):
     """Brightens a ball around the voxel, one grey value of a hundred per step."""
     import numpy as np
 
@@ -62,8 +62,8 @@ def dream(package, volumes, settings, segment, way):
     if way == "error":
         raise MedXAIError("The fake worker refuses; this is its one sentence.", hint="Nothing to do.")
     point = volume.voxel(settings.neuron_ras) if settings.neuron_ras else tuple(n // 2 for n in volume.shape)
-    if segment is not None and settings.neuron_ras is None:
-        point = tuple(int(v.mean() + 0.5) for v in np.nonzero(segment.array))
+    if segments and settings.neuron_ras is None:
+        point = tuple(int(v.mean() + 0.5) for v in np.nonzero(segments[0].array))
     low = tuple(max(0, p - 12) for p in point)
     high = tuple(min(n, p + 13) for p, n in zip(point, volume.shape))
     box = tuple(slice(a, b) for a, b in zip(low, high))
@@ -121,7 +121,7 @@ def dream(package, volumes, settings, segment, way):
     )  # fmt: skip
 
 
-def ability(package, volumes, settings, segment, way):
+def ability(package, volumes, settings, segments, way):
     """Four layers whose maps shrink to a ball, six units of which every other one sees it, and the noise levels asked for."""
     import numpy as np
 
@@ -192,7 +192,73 @@ def ability(package, volumes, settings, segment, way):
         scores={"mean_sa": 0.46}, notes=["This ability was played, not computed."],
         provenance={"method": "ability", "settings": settings.to_json(), "label": settings.label, "device": "fake", "seconds": 1.0,
                     "model": {"name": package.name, "sha256": package.sha256}, "versions": {"torch": "0.0 (fake)"},
-                    "reference": "annotation" if segment is not None else "thresholded output"},
+                    "reference": "annotation" if segments else "thresholded output"},
+    )  # fmt: skip
+
+
+def backproject(package, volumes, settings, segments, way):
+    """Filters that each light up a spot; a 2-D network looks at the slice ``k:n`` (the middle one where none is named)."""
+    import numpy as np
+
+    from MedXAILib import landmarks
+    from MedXAILib.errors import MedXAIError
+    from MedXAILib.explanation import Curve, Explanation, Layer, Sequence, Step, Table
+
+    volume, count = volumes[0], min(settings.filters, 25)
+    if way == "error":
+        raise MedXAIError("The fake worker refuses; this is its one sentence.", hint="Nothing to do.")
+    low, high = (0, 0, 0), volume.shape
+    if package.input.spatial_dims == 2:
+        k = int(settings.slice.removeprefix("k:") or volume.shape[0] // 2)
+        low, high = (k, 0, 0), (k + 1, *volume.shape[1:])
+    box, place = volume.crop(low, high), tuple(slice(a, b) for a, b in zip(low, high))
+    grid = np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in box.shape), indexing="ij")
+    random, items, heat = np.random.default_rng(1), [], np.zeros(volume.shape, np.float32)
+    scores = [6.0 / (n + 1) for n in range(count)]
+    weight = landmarks.weights(scores, settings.combine)
+    for n in range(count):
+        away = sum((g - random.uniform(-0.7, 0.7)) ** 2 for g in grid)
+        spot = (np.exp(-away / 0.05) * np.sign(np.sin(8 * grid[2] + n)) * (away < 0.2)).astype(np.float32)
+        items.append((n + 1, box.with_array(spot, f"filter-{2 * n}", "")))
+    for step in range(60 if way == "slow" else 5):
+        if way == "slow":
+            time.sleep(0.05)
+        n = min(1 + step * count // 5, count)
+        heat[place] = landmarks.heat(
+            [item.array for _, item in items[:n]], landmarks.weights(scores[:n], settings.combine)
+        )
+        now = volume.with_array(heat.copy(), "heat", "")
+        yield Step(step / 61, f"Filters {n} of {count}", (), lambda now=now: {"heat": now})
+    heat[place] = landmarks.heat([item.array for _, item in items], weight)
+    parts = landmarks.coarse_parts(box.shape)
+    if segments:
+        parts = landmarks.with_rest({one.name: one.array[place] != 0 for one in segments})
+    each = [landmarks.shares(item.array, parts) for _, item in items]
+    title, names = (
+        "Landmarks" if segments else "Coarse parts (not anatomical)",
+        [f"filter-{2 * n}" for n in range(count)],
+    )
+    labels = package.output.labels
+    chosen = settings.label or labels[0]
+    return Explanation(
+        "backproject", "Filter back-projection (played)",
+        maps={"heat": Layer(volume.with_array(heat, "heat", ""), "positive", "Heat [times an even spread]", 0.0, float(heat.max()))},
+        sequences={"filters": Sequence("Filters", items, "signed", "rank", names=tuple(names))},
+        tables={
+            "filters": Table("Filters", {"filter": [2 * n for n in range(count)], "score": scores, "rank": list(range(1, count + 1)),
+                                         "name": names, "effect": [float("nan")] * count}),
+            "landmarks": landmarks.landmark_table(each, weight, parts, title),
+            "classes": Table("Classes", {"label": list(labels), "logit": [1.0 - n for n in range(len(labels))],
+                                         "probability": [0.7] + [0.3 / (len(labels) - 1)] * (len(labels) - 1)}),
+        },
+        curves={"ranking": Curve("Filters by score", "rank", {"rank": np.arange(1.0, count + 1), "score": np.array(scores)},
+                                 "Rank of the filter", "Score (max of its map)")},
+        scores={"probability": 0.7, "logit": 1.0}, notes=["This back-projection was played, not computed."],
+        self_checks={"filters_matter": {"value": 3.0, "passed": True, "meaning": "They carry the answer."},
+                     "not_edges": {"value": 0.9, "passed": False, "meaning": "The heat shows edges."}},
+        provenance={"method": "backproject", "settings": settings.to_json(), "label": chosen, "predicted": labels[0], "device": "fake",
+                    "seconds": 1.0, "model": {"name": package.name, "sha256": package.sha256}, "versions": {"torch": "0.0 (fake)"},
+                    "start_kji": list(low), "combine": settings.combine, "landmarks": [one.name for one in segments]},
     )  # fmt: skip
 
 
