@@ -55,6 +55,11 @@ def read_volume(path) -> Volume:
     return _read_file(path)
 
 
+def read_masks(path) -> list[Volume]:
+    """Every segment of a file, as `read_mask` gives each."""
+    return [read_mask(path, name) for name in segments(path)]
+
+
 def read_mask(path, segment: str | None = None) -> Volume:
     """Read one segment of a label map (NIfTI, NRRD, PNG…), a Slicer segmentation (.seg.nrrd) or a DICOM SEG.
 

@@ -127,7 +127,7 @@ class Rules:
         x = next(iter(given.values()))
         if name in RECTIFIERS and given.get(_CUTS.get(name), 0) == 0:
             self.rectifiers[name] += 1
-            return self._rectifier(pure(node), source, given)
+            return self._rectifier(node, source, given)
         if name.startswith(("max_pool", "adaptive_max_pool")) and x.ndim == 2 + int(name[name.index("pool") + 4]):
             return self._pooling(node, name, source, given)
         if name == "dropout" and not given["train"]:
@@ -140,13 +140,13 @@ class Rules:
         back = _convolution(given, tuple(x.shape), graphs.shape_of(node)) if "conv" in name else None
         return None if back is None else (_call(node, given), lambda signal: [(source, back(signal))])
 
-    def _rectifier(self, function, source, given):
-        x, *rest = given.values()
+    def _rectifier(self, node, source, given):
         if self.rule == "deconvnet":
-            return function(x, *rest), lambda signal: [(source, Signal(signal.values.clamp(min=0), signal.channels))]
+            return _call(node, given), lambda signal: [(source, Signal(signal.values.clamp(min=0), signal.channels))]
         with torch.enable_grad():
+            first, x = next(iter(given.items()))
             leaf = x.detach().requires_grad_()
-            value = function(leaf, *rest)
+            value = _call(node, given | {first: leaf})
             (slope,) = torch.autograd.grad(value.sum(), leaf)
         if self.rule == "guided":
             slope = slope.clamp(min=0)
@@ -202,9 +202,11 @@ class Rules:
         if not any(isinstance(one, Tensor) and one.requires_grad for one in outs):
             if leaves and name not in _STEPS and any(_real(one) for one in outs):
                 raise CannotSend("torch knows no derivative of it")
-            self.stopped[name] += 1
+            if leaves:
+                self.stopped[name] += 1
             return value, None
-        if name not in _LINEAR and not any(word in name for word in ("conv", "avg_pool", "upsample", "pad")):
+        linear = name in _LINEAR or (name in ("mul", "div") and sources == node.all_input_nodes[:1])
+        if not linear and not any(word in name for word in ("conv", "avg_pool", "upsample", "pad")):
             self.derivatives[name] += 1
 
         def back(signal):
