@@ -90,6 +90,7 @@ def _method_parser(commands, name, cls):
     titles = {
         "dream": "what a segmentation network reacts to: gradient ascent on one output voxel, with feature curves",
         "ability": "how well each layer and unit of a segmentation network separates the object from the background",
+        "backproject": "where the strongest filters of a classifier look: their activation maps sent back to the image",
     }
     parser = commands.add_parser(name, help=titles[name], description=titles[name])
     parser.add_argument("--model", required=True, type=Path, help="model folder (with model.json)")
@@ -101,7 +102,10 @@ def _method_parser(commands, name, cls):
         inputs.add_argument(
             "--cohort", type=Path, metavar="FOLDER", help="a study of all image and mask pairs in a folder: see the README"
         )  # fmt: skip
-    parser.add_argument("--segmentation", type=Path, help="file with segments")
+    what = "file with segments" + (
+        ": landmarks, all of them unless --segment names one" if name == "backproject" else ""
+    )
+    parser.add_argument("--segmentation", type=Path, help=what)
     parser.add_argument("--segment", help="name, or label value, of one of its segments")
     parser.add_argument("--output", required=True, type=Path, help="a new folder for the results")
     parser.add_argument(
@@ -114,12 +118,17 @@ def _method_parser(commands, name, cls):
     parser.set_defaults(call=_method, method=name, settings_class=cls, parser=parser)
 
 
+_METAVARS = {str: "TEXT", int: "N", float: "NUMBER", tuple: "A,B,…"}
+
+
 def _add_settings(group, cls):
     """One option for each setting; what is not given is not there."""
     for one in settings.about(cls):
         shown = one.help.replace("%", "%%")
         default = (
-            "" if one.default in (None, "") else f" [{','.join(one.default) if one.kind is tuple else one.default}]"
+            ""
+            if one.default in (None, "", ())
+            else f" [{','.join(map(str, one.default)) if one.kind is tuple else one.default}]"
         )
         if one.kind is bool:
             group.add_argument(
@@ -128,9 +137,7 @@ def _add_settings(group, cls):
         elif one.kind is tuple and one.length:
             group.add_argument(one.option, nargs=one.length, default=argparse.SUPPRESS, help=shown, metavar=_parts(one))  # fmt: skip
         else:
-            group.add_argument(
-                one.option, default=argparse.SUPPRESS, help=shown + default, metavar=one.kind.__name__.upper()
-            )
+            group.add_argument(one.option, default=argparse.SUPPRESS, help=shown + default, metavar=_METAVARS[one.kind])
 
 
 def _parts(one) -> tuple[str, ...]:
@@ -165,7 +172,7 @@ def _features_parser(commands):
     for one in settings.about(settings.DreamSettings):
         if one.name in ("line_angle", "line_length"):  # as the runs that it is to normalise
             reference.add_argument(
-                one.option, default=one.default, help=f"{one.help} [{one.default}]", metavar=one.kind.__name__.upper()
+                one.option, default=one.default, help=f"{one.help} [{one.default}]", metavar=_METAVARS[one.kind]
             )
     reference.add_argument("--output", type=Path, required=True, help="a new JSON file")
     reference.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
@@ -189,13 +196,6 @@ def _train_parser(commands):
     segmentation.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     _add_settings(segmentation.add_argument_group("settings"), SegmentationSettings)
     segmentation.set_defaults(call=_train_segmentation, parser=segmentation)
-
-
-def _method(options) -> int:
-    from . import files, output
-
-    files.check_new_folder(options.output)
-    names = [one.name for one in settings.about(options.settings_class)]
     about = "a classifier of 2-D images: the shallow, the deeper or the deeper network with batch normalisation of Kumar & Menkovski 2016"
     classification = train.add_parser("classification", help=about, description=about)
     classification.add_argument(
@@ -208,6 +208,13 @@ def _method(options) -> int:
     classification.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     _add_settings(classification.add_argument_group("settings"), ClassificationSettings)
     classification.set_defaults(call=_train_classification, parser=classification)
+
+
+def _method(options) -> int:
+    from . import files, output
+
+    files.check_new_folder(options.output)
+    names = [one.name for one in settings.about(options.settings_class)]
     chosen = options.settings_class.from_json({k: v for k, v in vars(options).items() if k in names})
     if getattr(options, "cohort", None):
         return _cohort(options, chosen)
@@ -216,17 +223,21 @@ def _method(options) -> int:
     from . import io
 
     volumes = [io.read_volume(path) for path in options.volume]
-    segment = io.read_mask(options.segmentation, options.segment) if options.segmentation else None
-    from .methods import REGISTRY
+    segments = []
+    if options.segmentation and options.method == "backproject" and not options.segment:
+        segments = io.read_masks(options.segmentation)
+    elif options.segmentation:
+        segments = [io.read_mask(options.segmentation, options.segment)]
+    from .methods import explain
     from .models import load
 
     model = load(options.model, device=chosen.device, trusted=_trusted(options))
     progress = _Progress(options.json)
-    explanation = progress.drive(REGISTRY[options.method](model, volumes, chosen, segment))
+    explanation = progress.drive(explain(options.method, model, volumes, chosen, segments))
     explanation.provenance["command"] = ["medxai", *options.arguments]
     with files.new_folder(options.output) as folder:
         progress.say(0.99, "Writing")
-        left_out = output.write(explanation, volumes, segment, folder, scene=not options.no_scene)
+        left_out = output.write(explanation, volumes, segments, folder, scene=not options.no_scene)
     progress.end()
     _tell(
         explanation, options.output, not options.no_scene and not any("scene.mrb" in n for n in left_out), options.json
@@ -254,7 +265,7 @@ def _cohort(options, chosen) -> int:
                         picture(explanation, folder / "report.png")
                     except MedXAIError as error:
                         explanation.notes.append(f"report.png was not written: {error.message}")
-                output.write(explanation, [], None, folder, scene=False)
+                output.write(explanation, [], [], folder, scene=False)
             finally:
                 kept = len(log.read_bytes().splitlines()) - 1 if log.exists() else 0
     except KeyboardInterrupt:
@@ -277,6 +288,8 @@ def _tell(explanation, folder, scene, as_json):
     from .files import plain
 
     scores = plain(explanation.scores)
+    if "predicted" in explanation.provenance:
+        print("  label: {label}; the network answers {predicted}".format(**explanation.provenance))
     for name, score in scores.items():
         if name.removesuffix("_low").removesuffix("_high") != name and name.rpartition("_")[0] in scores:
             continue  # told with the figure it is the interval of
@@ -285,7 +298,9 @@ def _tell(explanation, folder, scene, as_json):
         print(f"  {name.replace('_', ' ')}: {told}" + (" [{:.3g}, {:.3g}]".format(*ends) if None not in ends else ""))
     for name, check in plain(explanation.self_checks).items():
         state = {True: "passed", False: "NOT PASSED"}.get(check["passed"], "not done")
-        print(f"  check {name.replace('_', ' ')}: {state} ({check['value']})")
+        value = check["value"]
+        told = "" if value is None else f" ({value:.4g})" if isinstance(value, float) else f" ({value})"
+        print(f"  check {name.replace('_', ' ')}: {state}{told}")
     for note in explanation.notes:
         print(f"  note: {note}")
     shown = "; open scene.mrb in 3D Slicer" if scene else ""
@@ -375,17 +390,6 @@ def _train_segmentation(options) -> int:
     return DONE
 
 
-def _demo(options) -> int:
-    from .demo.run import demo
-
-    return demo(options.output, as_json=options.json)
-
-
-class _Progress:
-    """Progress of a generator: JSON lines, or one line that rewrites itself on a terminal."""
-
-    def __init__(self, as_json: bool):
-        self.as_json, self.began, self.line = as_json, time.monotonic(), 0
 def _train_classification(options) -> int:
     from .files import check_new_folder
     from .training.settings import ClassificationSettings
@@ -431,6 +435,17 @@ def _train_classification(options) -> int:
     return DONE
 
 
+def _demo(options) -> int:
+    from .demo.run import demo
+
+    return demo(options.output, as_json=options.json)
+
+
+class _Progress:
+    """Progress of a generator: JSON lines, or one line that rewrites itself on a terminal."""
+
+    def __init__(self, as_json: bool):
+        self.as_json, self.began, self.line = as_json, time.monotonic(), 0
         self.terminal = sys.stderr.isatty()
 
     def drive(self, steps):
