@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 from ..errors import MedXAIError
 from ..scene import judge, layers, pick, read, remove, repeat
 from ..scene.nodes import NAME, RUN, of_class
+from . import parts
 from .results import ResultSection
 
 #: Colours of the words, readable on a light and on a dark ground; the words say the same.
@@ -93,16 +94,7 @@ class AbilityResults(ResultSection):
         layout.addLayout(form)
 
     def _table(self, name: str):
-        table = qt.QTableWidget()
-        table.objectName = name + "Table"
-        table.setColumnCount(len(COLUMNS[name]))
-        table.setHorizontalHeaderLabels([title for title, _column in COLUMNS[name]])
-        table.horizontalHeader().setStretchLastSection(True)
-        table.verticalHeader().hide()
-        table.verticalHeader().setDefaultSectionSize(22)
-        table.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
-        table.setSelectionMode(qt.QAbstractItemView.SingleSelection)
-        table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
+        table = parts.table(name, [title for title, _column in COLUMNS[name]])
         table.minimumHeight = 180
         table.toolTip = _("Choose a row to see its map in the slice views.")
         table.connect("currentCellChanged(int,int,int,int)", lambda *_cells: self._onRow(name))

@@ -115,7 +115,9 @@ class SettingsForm:
 
     def setRowVisible(self, name: str, visible: bool):
         """Show or hide a row of the form."""
-        self.widgets[name].visible = self.labels[name].visible = visible
+        for widget in (self.widgets.get(name), self.labels.get(name)):
+            if widget is not None:
+                widget.visible = visible
 
     def connectors(self) -> dict:
         """What ``connectParametersToGui`` takes for every row of the form."""

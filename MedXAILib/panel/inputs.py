@@ -33,7 +33,10 @@ class VolumeRows:
 
         while len(self.selectors) < max(1, len(channels)):
             selector = slicer.qMRMLNodeComboBox()
-            selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+            selector.nodeTypes = [
+                "vtkMRMLScalarVolumeNode",
+                "vtkMRMLVectorVolumeNode",
+            ]  # a picture may be three times grey
             selector.showChildNodeTypes = False  # no label maps
             selector.noneEnabled = True
             selector.addEnabled = selector.removeEnabled = selector.renameEnabled = False

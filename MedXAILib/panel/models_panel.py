@@ -185,18 +185,26 @@ class ModelsPanel:
         """Let the worker load the model and, on a volume, compute one step."""
         node = self.testVolume.currentNode()
         package = self.entry.package
-        if node is None or package.task != "segmentation" or len(package.input.channels) != 1:
+        if node is None or len(package.input.channels) != 1:
             self.describe()
             return
         from ..scene import read
 
+        def least(volume):
+            """The method for this network's task, with settings that compute as little as it can."""
+            if package.task == "segmentation":
+                middle = [n // 2 for n in volume.shape[::-1]]
+                return "dream", {"steps": 1, "features": ["none"], "tolerance": 0.0, "neuron_ijk": middle}
+            flat = package.input.spatial_dims == 2
+            shown = read.slice_shown(slicer.mrmlScene, node, package.input.orientation) if flat else ""
+            return "backproject", {"filters": 1, "slice": shown}
+
         def ask(client):
             with waitCursor():
                 volume = read.volume(node)
-            middle = [n // 2 for n in volume.shape[::-1]]
-            settings = {"steps": 1, "features": ["none"], "tolerance": 0.0, "neuron_ijk": middle}
+                method, settings = least(volume)
             request = RunRequest(
-                "dream", str(self.entry.folder), [volume], settings, (), self.trust.trusted, "MedXAIModels"
+                method, str(self.entry.folder), [volume], settings, (), self.trust.trusted, "MedXAIModels"
             )
             return client.run(request, self._onAnswer)
 

@@ -33,6 +33,21 @@ def toolButton(layout, text: str, toolTip: str, slot):
     return made
 
 
+def table(name: str, titles):
+    """A table to choose a row of, not to write in."""
+    made = qt.QTableWidget()
+    made.objectName = name + "Table"
+    made.setColumnCount(len(titles))
+    made.setHorizontalHeaderLabels(list(titles))
+    made.horizontalHeader().setStretchLastSection(True)
+    made.verticalHeader().hide()
+    made.verticalHeader().setDefaultSectionSize(22)
+    made.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
+    made.setSelectionMode(qt.QAbstractItemView.SingleSelection)
+    made.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
+    return made
+
+
 def readable(layout, name: str):
     """A label for sentences: wrapped, and its text can be copied."""
     label = qt.QLabel()

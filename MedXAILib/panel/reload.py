@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-MODULES = ("MedXAIModels", "MedXAIDeepDream", "MedXAISegmentationAbility")
+MODULES = ("MedXAIModels", "MedXAIDeepDream", "MedXAISegmentationAbility", "MedXAIFeatureBackProjection")
 
 
 def reloadPanels():

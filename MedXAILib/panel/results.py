@@ -228,13 +228,15 @@ class ResultSection:
             self._onMessage(_("'{name}' was removed from the scene.").format(name=name))
 
 
-def reading(text: str) -> str:
-    """What a reader must see of a run's own words: its notes, and the self-checks that failed."""
+def reading(text: str, every: bool = False) -> str:
+    """What a reader must see of a run's own words: its notes, and the self-checks that failed (or every one)."""
     section, found = "", []
     lines = text.split("\n")
     for line, below in zip(lines, [*lines[1:], ""]):
         if below and set(below) <= {"-"}:
             section = line
-        elif line.startswith("- ") and (section == "Notes" or (section == "Self-checks" and "(FAILED)" in line)):
+        elif line.startswith("- ") and (
+            section == "Notes" or (section == "Self-checks" and (every or "(FAILED)" in line))
+        ):
             found.append("• " + line[2:])
     return "\n".join(found)

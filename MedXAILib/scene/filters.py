@@ -59,13 +59,28 @@ def shares(explanation: Explanation, segments=()) -> Table | None:
     parts = landmarks.coarse_parts(first.shape)
     if segments:
         box = _box(first.ijk_to_ras, grid.ijk_to_ras, first.shape)
-        parts = landmarks.with_rest({one.name: mask_on_grid(one, grid)[box] for one in segments})
+        parts = {}
+        for one in segments:
+            name, number = one.name, 1
+            while name in parts:  # as the method numbers them
+                number += 1
+                name = f"{one.name} ({number})"
+            parts[name] = _inside(one, grid)[box]
+        parts = landmarks.with_rest(parts)
     if not set(told.columns["landmark"]) <= set(parts):
         return None
     parts = {name: parts[name] for name in told.columns["landmark"]}
     rows = [landmarks.shares(item.array, parts) for _, item in sequence.items]
     columns = {name: [row[n] for row in rows] for n, name in enumerate(parts)}
     return Table("Share of each filter's heat", {"rank": [rank for rank, _ in sequence.items], **columns})
+
+
+def _inside(mask: Volume, grid: Volume) -> np.ndarray:
+    """A mask on the grid; nothing where it lies outside."""
+    try:
+        return mask_on_grid(mask, grid)
+    except MedXAIError:
+        return np.zeros(grid.shape, bool)
 
 
 def _box(part, grid, shape) -> tuple[slice, slice, slice]:
@@ -114,7 +129,7 @@ class Filters:
         """How many filters are in the heat map as it is now."""
         node = self._node(HEAT, "vtkMRMLScalarVolumeNode")
         told = node.GetAttribute(USED) if node is not None else None
-        return min(int(told), len(self)) if told else len(self)
+        return int(told) if told else len(list(pick.rows(self.scene, self.run, SEQUENCE, ("rank",))))
 
     def combined(self, n: int) -> np.ndarray:
         """`landmarks.heat` of the first ``n`` filters, from a running sum: one filter more or less is one addition."""

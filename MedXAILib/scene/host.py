@@ -35,6 +35,12 @@ def current() -> Host:
     return ApplicationHost() if getattr(slicer, "app", None) is not None else HeadlessHost()
 
 
+def dicom(instance: str, tag: str) -> str:
+    """A value of Slicer's DICOM database, such as ``0028,0101`` of an instance; empty where that is not known, and headless."""
+    database = getattr(slicer, "dicomDatabase", None)
+    return (database.instanceValue(instance, tag) or "").strip() if database is not None else ""
+
+
 def _let_go(logics, scene) -> None:
     for logic in logics:
         logic.SetMRMLScene(None)

@@ -175,12 +175,17 @@ def place_of(explanation, volume: Volume) -> tuple[float, float, float]:
         return tuple(float(v) for v in point)
     heat = next((layer.volume.array for layer in explanation.maps.values() if layer.kind == "positive"), None)
     if heat is not None and heat.shape == volume.shape and heat.any():
-        sums = [heat.sum(tuple(m for m in range(3) if m != n), dtype=np.float64) for n in range(3)]
-        return volume.index_to_ras([int(one.argmax()) for one in sums])
+        return hottest(volume.with_array(heat))
     array = interesting(explanation, volume)
     if array is None:
         return volume.index_to_ras([n // 2 for n in volume.shape])
     return volume.index_to_ras(middle(array))
+
+
+def hottest(heat: Volume) -> tuple[float, float, float]:
+    """Where the slices with most heat meet (RAS, mm)."""
+    sums = [heat.array.sum(tuple(m for m in range(3) if m != n), dtype=np.float64) for n in range(3)]
+    return heat.index_to_ras([int(one.argmax()) for one in sums])
 
 
 def middle(array: np.ndarray) -> tuple[int, int, int]:

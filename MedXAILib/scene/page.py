@@ -404,7 +404,7 @@ def _told(explanation: Explanation, left: float) -> list:
     for name, check in sorted(explanation.self_checks.items(), key=lambda item: item[1].get("passed") is not False):
         sign, colour = {True: ("✓", GOOD), False: ("✗", BAD)}.get(check.get("passed"), ("·", SOFT))
         told = f"{name.replace('_', ' ')}: {_cell(check.get('value'))}"
-        lines = textwrap.wrap(check.get("meaning", ""), _letters(RIGHT - _second(left), 7.5))
+        lines = textwrap.wrap(check.get("meaning", ""), _letters(0.95 * (RIGHT - _second(left)), 7.5))
         found.append((sign, colour, _cut(told, _letters(_second(left) - left - 0.012, 8.5)), lines or [""]))
     return found
 

@@ -9,8 +9,9 @@ from vtk.util import numpy_support
 
 from ..errors import MedXAIError
 from ..volume import Volume, mask_on_grid
+from . import host
 from .layers import middle
-from .nodes import array_of, hierarchy, voxels
+from .nodes import array_of, hierarchy, of_class, voxels
 
 _HOUNSFIELD = ("[hnsf'U]", "Hounsfield unit", "Hounsfield Unit", "HU")
 
@@ -82,7 +83,29 @@ def _attributes(node) -> dict:
     modality = tree.GetAttributeFromItemAncestor(item, "DICOM.Modality", "") if item else ""
     if modality:
         found["modality"] = modality
+    stored = _stored(node)
+    if stored is not None:
+        found["stored_low"], found["stored_high"] = stored
     return found
+
+
+def _stored(node) -> tuple[float, float] | None:
+    """The smallest and largest value that a volume's file could hold; None where nothing says so.
+
+    Of DICOM, from the bits stored, with slope and intercept; of a PNG of 16 bits, all of them.
+    """
+    instance = (node.GetAttribute("DICOM.instanceUIDs") or "").split()
+    if instance:
+        told = [host.dicom(instance[0], tag) for tag in ("0028,0101", "0028,0103", "0028,1053", "0028,1052")]
+        try:
+            bits, signed, slope, shift = int(told[0]), told[1] == "1", float(told[2] or 1), float(told[3] or 0)
+        except ValueError:
+            return None
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        return tuple(sorted((slope * low + shift, slope * high + shift)))
+    file = node.GetStorageNode().GetFileName() if node.GetStorageNode() is not None else ""
+    wide = node.GetImageData().GetScalarType() == vtk.VTK_UNSIGNED_SHORT
+    return (0, 65535) if wide and (file or "").lower().endswith(".png") else None
 
 
 def segment(segmentation, segment_id: str, volume_node) -> Volume:
@@ -175,6 +198,35 @@ def _warped(labels, between, volume_node):
         labels, grid, result, False, False, between
     )
     return result
+
+
+def visible_segments(segmentation) -> list[str]:
+    """The IDs of the segments that are not hidden one by one; whether the segmentation as a whole is shown does not matter."""
+    shown = segmentation.GetDisplayNode()
+    names = segmentation.GetSegmentation().GetSegmentIDs()
+    return [name for name in names if shown is None or shown.GetSegmentVisibility(name)]
+
+
+def slice_shown(scene, volume_node, orientation: str | None = None) -> str:
+    """The slice of a volume that the slice views show, such as ``k:57``; for a network that looks at slices.
+
+    Parameters
+    ----------
+    orientation : str, optional
+        Two letters as in `package.Input`: they fix the plane. Without them slices are counted along k.
+    """
+    grid = volume(volume_node)
+    axis = 0
+    if orientation:
+        across = {"RAS".find(one) if one in "RAS" else "LPI".find(one) for one in orientation}
+        axis = 2 - grid.patient_axes.index(({0, 1, 2} - across).pop())
+    direction = np.subtract(world(volume_node, grid.ijk_to_ras[:3, 2 - axis]), world(volume_node, (0, 0, 0)))
+    views = [array_of(node.GetSliceToRAS()) for node in of_class(scene, "vtkMRMLSliceNode")]
+    if not views:
+        return ""
+    view = max(views, key=lambda one: abs(float(one[:3, 2] @ direction)))
+    at = round(grid.ras_to_index(position(volume_node, view[:3, 3]))[axis])
+    return f"{'kji'[axis]}:{min(max(at, 0), grid.shape[axis] - 1)}"
 
 
 def inside(segmentation, segment_id: str, volume_node) -> tuple[float, float, float] | None:

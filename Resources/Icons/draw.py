@@ -95,6 +95,26 @@ def ability():
     save(figure, "MedXAI/MedXAISegmentationAbility/Resources/Icons/MedXAISegmentationAbility.png")
 
 
+def back_projection():
+    """A filter's answer that goes back to the place in the image it came from."""
+    figure, axes = canvas()
+    tile(axes)
+    for n in range(3):
+        for m in range(3):
+            hot = (n, m) == (2, 2)
+            corner = (0.60 + 0.12 * n, 0.55 + 0.12 * m)
+            axes.add_patch(Polygon([corner, (corner[0] + 0.10, corner[1]), (corner[0] + 0.10, corner[1] + 0.10), (corner[0], corner[1] + 0.10)],
+                                   closed=True, fc=HOT if hot else "#7d8da1", ec="none"))  # fmt: skip
+    image = FancyBboxPatch(
+        (0.13, 0.14), 0.44, 0.44, boxstyle="round,pad=0.02,rounding_size=0.04", fc="#8d99a8", ec=PAPER, lw=2.6
+    )
+    axes.add_patch(image)
+    glow(axes, 0.31, 0.38, 0.085, image)
+    axes.annotate("", (0.33, 0.40), (0.85, 0.80), zorder=6,
+                  arrowprops=dict(arrowstyle="-|>,head_width=0.32,head_length=0.5", color=PAPER, lw=3.6, connectionstyle="arc3,rad=0.38"))  # fmt: skip
+    save(figure, "MedXAI/MedXAIFeatureBackProjection/Resources/Icons/MedXAIFeatureBackProjection.png")
+
+
 def models():
     """Layers of a network in a folder's place: a stack of planes."""
     figure, axes = canvas()
@@ -133,5 +153,6 @@ if __name__ == "__main__":
     extension()
     deep_dream()
     ability()
+    back_projection()
     models()
     sample()

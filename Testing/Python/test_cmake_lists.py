@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("MedXAIModels", "MedXAIDeepDream", "MedXAISegmentationAbility")
+MODULES = ("MedXAIModels", "MedXAIDeepDream", "MedXAISegmentationAbility", "MedXAIFeatureBackProjection")
 FIRST = 'if importlib.util.find_spec("MedXAILib") is None: sys.path.append(str(Path(__file__).resolve().parents[2]))'
 # What a module file and the panels may import before anybody has opened a panel (Slicer starts without numpy).
 LIGHT = {"importlib", "sys", "pathlib", "slicer", "qt", "ctk", "vtk", "__future__"}

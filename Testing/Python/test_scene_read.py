@@ -195,3 +195,70 @@ def test_the_application_class_is_told_apart():
     made = current()
     assert isinstance(made, HeadlessHost) and not hasattr(slicer, "app")
     made.close()
+
+
+def test_the_slice_that_is_shown(host):  # noqa: F811
+    """Whatever the axes are called, it is the slice through the view's place; k without an orientation."""
+    matrix = np.eye(4)[:, [0, 2, 1, 3]]  # j along S, k along A
+    matrix[:3, :3] *= (1, 2, 3)
+    node = bundle.add_input(host.scene, Volume(np.zeros((20, 30, 40), np.float32), matrix, "coronal"))
+    moved = np.eye(4)
+    moved[:3, 3] = (5, 7, 9)
+    node.SetAndObserveTransformNodeID(transform(host.scene, moved).GetID())
+    for view in ("Red", "Green", "Yellow"):
+        host.scene.GetSingletonNode(view, "vtkMRMLSliceNode").JumpSliceByOffsetting(5 + 8, 7 + 33, 9 + 14)
+    assert read.slice_shown(host.scene, node) == "k:11"
+    assert read.slice_shown(host.scene, node, "RA") == "j:7" and read.slice_shown(host.scene, node, "PI") == "i:8"
+    host.scene.GetSingletonNode("Green", "vtkMRMLSliceNode").SetSliceOffset(1000)
+    assert read.slice_shown(host.scene, node, "LS") == "k:19"
+
+
+def test_visible_segments(host):  # noqa: F811
+    volume = examples.volume((4, 20, 20))
+    node = segments.add_segmentation(host.scene, "Landmarks", bundle.add_input(host.scene, volume))
+    for mask in examples.landmark_masks(volume):
+        segments.set_mask(node, mask.name, mask, mask.ijk_to_ras)
+    node.GetDisplayNode().SetVisibility(False)
+    node.GetDisplayNode().SetSegmentVisibility("heart", False)
+    assert read.visible_segments(node) == ["right lung", "left lung"]
+
+
+class Database:
+    def __init__(self, **values):
+        self.values = values
+
+    def instanceValue(self, instance, tag):
+        return self.values["t" + tag.replace(",", "_")] if instance == "1.2.3" else ""
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        (dict(t0028_0101="12", t0028_0103="0", t0028_1053="", t0028_1052=""), (0, 4095)),
+        (dict(t0028_0101="12", t0028_0103="1", t0028_1053="2.0", t0028_1052=" -5"), (-4101, 4089)),
+        (dict(t0028_0101="", t0028_0103="", t0028_1053="", t0028_1052=""), None),
+    ],
+)
+def test_what_a_radiograph_could_hold(host, monkeypatch, values, expected):  # noqa: F811
+    node = bundle.add_input(host.scene, examples.volume((1, 6, 6)))
+    assert "stored_low" not in read.volume(node).attributes
+    node.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    assert "stored_low" not in read.volume(node).attributes  # headless: no database
+    monkeypatch.setattr(slicer, "dicomDatabase", Database(**values), raising=False)
+    found = read.volume(node).attributes
+    assert (found.get("stored_low"), found.get("stored_high")) == (expected or (None, None))
+
+
+@pytest.mark.parametrize("kind, high", [("u1", 255), ("u2", 65535)])
+def test_a_picture_for_a_network_that_takes_8_bits(host, tmp_path, kind, high):  # noqa: F811
+    """As Slicer loads a PNG: 8 bits as they are, 16 bits scaled."""
+    pytest.importorskip("torch")
+    from MedXAILib.models.intensity import _to_uint8
+
+    node = bundle.add_input(
+        host.scene, Volume((np.arange(12) * high // 11).reshape(1, 3, 4).astype(kind), np.eye(4), "r")
+    )
+    storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
+    storage.SetFileName(str(tmp_path / "r.PNG"))
+    node.SetAndObserveStorageNodeID(host.scene.AddNode(storage).GetID())
+    assert _to_uint8(read.volume(node)) == pytest.approx((255 / high, 0))
