@@ -84,7 +84,8 @@ def filter_maps(model: Model, case: Labelled) -> list[tuple[str, np.ndarray]]:
 def _explained(model, case, filters):
     from ..methods.backproject import backproject
 
-    chosen = BackprojectSettings(filters=filters, device=str(model.device))
+    there = [module.out_channels for module in model.module.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+    chosen = BackprojectSettings(filters=min(filters, there), device=str(model.device))
     return run(backproject(model, [case.volume], chosen, case.landmarks))
 
 

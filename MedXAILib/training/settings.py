@@ -125,8 +125,8 @@ class ClassificationSettings(Settings):
     show_errors: int = setting(
         6, "Misclassified images shown with their filter maps, the first by name.", low=0, high=40
     )
-    cases: int = setting(600, "With --phantom, phantoms to train on: seeds from 0.", low=8, high=1000)
-    test_cases: int = setting(120, "With --phantom, phantoms to judge on: seeds from 1000.", low=8, high=10**6)
+    cases: int = setting(100, "With --phantom, phantoms to train on: seeds from 0.", low=8, high=1000)
+    test_cases: int = setting(80, "With --phantom, phantoms to judge on: seeds from 1000.", low=8, high=10**6)
     seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
     device: str = setting("cpu", "Where to compute, as torch names it.")
 

@@ -1,0 +1,90 @@
+"""A classifier for slices of the phantom: is there a lesion? Trained on seeds below 1000, judged on seeds from 1000 on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import MedXAIError
+from ..explanation import Step
+from ..files import check_new_folder
+from ..training.classifiers import train_classifiers
+from ..training.labelled import Labelled, LabelledCases
+from ..training.saving import command_of, part
+from ..training.settings import ClassificationSettings
+from .phantom import HELD_OUT, LABELS, case
+from .train import WINDOW
+
+CLASSES = ("no lesion", "lesion")
+SMALLEST = 12  # voxels of lesion in a slice that counts as one with a lesion
+SLICES = 8  # of each training phantom; a held-out one gives one, so that its cases are independent
+
+
+def phantom_slices(seed: int) -> list[Labelled]:
+    """Slices of one phantom, with and without its lesions: the same places in both, so that nothing but the lesions tells them apart.
+
+    A held-out phantom gives one slice, with lesions where its seed is even; a training phantom `SLICES` of each kind.
+    """
+    rng = np.random.default_rng([seed, 7])
+    ill = case(seed)
+    area = (ill.labels.array == LABELS.index("lesion")).sum((1, 2))
+    places = rng.permutation(np.flatnonzero(area >= SMALLEST))
+    kinds = (True, False) if seed < HELD_OUT else (seed % 2 == 0,)
+    found = []
+    for lesions in kinds if len(places) else ():
+        phantom = ill if lesions else case(seed, lesions=False)
+        for k in places[: SLICES if seed < HELD_OUT else 1]:
+            box = (int(k), 0, 0), (int(k) + 1, *phantom.image.shape[1:])
+            labels = phantom.labels.crop(*box)
+            masks = [labels.with_array((labels.array == n).astype(np.uint8), LABELS[n]) for n in (2, 1)]
+            masks = tuple(mask for mask in masks if mask.array.any())
+            name = f"phantom-{seed}, slice {k}" + ("" if lesions else ", healthy")
+            found.append(Labelled(name, phantom.image.crop(*box), CLASSES[lesions], str(seed), landmarks=masks))
+    return found
+
+
+def train_phantom_classifier(folder, settings: ClassificationSettings) -> Generator[Step, None, dict]:
+    """`train_classifiers` on axial slices of phantoms; the figures tell as well what a threshold on intensity reaches."""
+    check_new_folder(folder)
+    settings = replace(settings, window=settings.window or WINDOW)
+    seeds = [*range(settings.cases), *range(HELD_OUT, HELD_OUT + settings.test_cases)]
+    train, test, skipped = [], [], {}
+    for number, seed in enumerate(seeds):
+        yield Step(0.2 * number / len(seeds), f"Making phantom {number + 1} of {len(seeds)}")
+        found = phantom_slices(seed)
+        if not found:
+            skipped[f"phantom-{seed}"] = "no slice holds enough of a lesion"
+        (train if seed < HELD_OUT else test).extend(found)
+    if not train or len({one.label for one in test}) < 2:
+        raise MedXAIError("Too few phantoms hold a lesion; give more (--cases, --test-cases).")
+    fingerprint = f"phantoms {settings.cases} {settings.test_cases} {SLICES} {SMALLEST}"
+    cases = LabelledCases(train, test, CLASSES, "PL", skipped, [], fingerprint)
+    more = {"threshold": threshold(train, test)}
+    command = command_of(settings, "--phantom", "classification")
+    return (yield from part(train_classifiers(cases, folder, settings, command, more), 0.2, 1.0))
+
+
+def threshold(known: Sequence[Labelled], held_out: Sequence[Labelled]) -> dict:
+    """What intensity alone reaches, and it is told the true liver: the share of it below so many HU, from which share on it counts as a lesion.
+
+    Both numbers are chosen for the best accuracy on ``known``.
+    """
+
+    def shares(cases, hu):
+        values = []
+        for one in cases:
+            liver = np.logical_or.reduce([mask.array > 0 for mask in one.landmarks])
+            values.append(np.mean(one.volume.array[liver] < hu))
+        return np.array(values)
+
+    true, best = np.array([one.label == CLASSES[1] for one in known]), (0.0, 0, 0.0)
+    for hu in range(0, 100, 5):
+        found = shares(known, hu)
+        for share in np.quantile(found, np.linspace(0.02, 0.98, 49)):
+            best = max(best, (float(np.mean((found > share) == true)), hu, float(share)))
+    _, hu, share = best
+    answers = shares(held_out, hu) > share
+    right = np.mean(answers == np.array([one.label == CLASSES[1] for one in held_out]))
+    return {"accuracy": float(right), "below_hu": hu, "share_of_the_liver": share}
