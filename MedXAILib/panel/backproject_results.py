@@ -15,7 +15,7 @@ from ..scene.thumbnails import ppm
 from . import parts
 from .results import ResultSection, reading
 
-PICTURE = 88  # pixels of a thumbnail
+PICTURE = 80  # pixels of a thumbnail
 RANK = 256  # Qt.UserRole: the rank of a list item's filter
 CLASSES = (_("Label"), _("Probability"))
 LANDMARKS = (_("Landmark"), _("Heat"), _("95 % interval"), _("Area"), _("Heat by area"), _("Filters"))
@@ -31,7 +31,6 @@ class BackprojectResults(ResultSection):
     def build(self, layout):
         self._filters, self._filled = None, None
         self.classTable = parts.table("classes", CLASSES)
-        self.classTable.maximumHeight = 90
         layout.addWidget(self.classTable)
         row = qt.QHBoxLayout()
         row.addWidget(qt.QLabel(_("Strongest filters:")))
@@ -66,7 +65,6 @@ class BackprojectResults(ResultSection):
         self.landmarkLabel = qt.QLabel()
         layout.addWidget(self.landmarkLabel)
         self.landmarkTable = parts.table("landmarks", LANDMARKS)
-        self.landmarkTable.minimumHeight = 130
         self.landmarkTable.toolTip = _("The share of the heat in each landmark, with its interval over the filters, against its share of the area: 1 is what chance would give. Filters: how many have more of their heat there than chance.")  # fmt: skip
         layout.addWidget(self.landmarkTable)
 
@@ -96,8 +94,8 @@ class BackprojectResults(ResultSection):
             self.strip.setCurrentRow(self._filters.ranks.index(shown))
         self._updating = False
         self._say(self._filters.title(shown) if shown else "")
-        table = next((n for n in self.nodes("vtkMRMLTableNode") if n.GetAttribute(NAME) == "landmarks"), None)
-        self.landmarkLabel.text = table.GetName() if table is not None else ""
+        anatomical = count and self._filters.known["provenance"].get("landmarks")
+        self.landmarkLabel.text = _("Landmarks") if anatomical else _("Coarse parts (not anatomical)") if count else ""
         self._landmarks()
 
     def leave(self):
@@ -205,6 +203,7 @@ def _percent(share: float) -> str:
 
 def _fill(table, rows):
     table.setRowCount(len(rows))
+    table.setFixedHeight(34 + 22 * min(max(1, len(rows)), 9))
     for n, row in enumerate(rows):
         for column, text in enumerate(row):
             item = table.item(n, column)

@@ -18,7 +18,7 @@ from test_panel_logic import write_model
 from MedXAILib.explanation import Layer
 from MedXAILib.panel.live_run import LiveRun
 from MedXAILib.panel.run_state import RunState
-from MedXAILib.scene import layers, pick, read, repeat
+from MedXAILib.scene import filters, layers, pick, read, repeat
 from MedXAILib.scene.host import HeadlessHost
 from MedXAILib.scene.nodes import RUN, children, hierarchy, voxels
 from MedXAILib.volume import Volume
@@ -79,10 +79,10 @@ class Desk:
         how = Launch(sys.executable, (str(FAKE),), {**os.environ, "MEDXAI_FAKE": self.way})
         return SubprocessTransport(how, self.loop)
 
-    def start(self, method="dream", **settings):
+    def start(self, method="dream", segments=(), **settings):
         volume = read.volume(self.node)
         settings = {"steps": 10, **settings} if method == "dream" else settings
-        request = RunRequest(method, str(self.model), [volume], settings)
+        request = RunRequest(method, str(self.model), [volume], settings, segments)
         first = {"dream": volume} if method == "dream" else {}
         self.live.start(self.client, request, [self.node], "Run", first=first)
 
@@ -266,6 +266,39 @@ def test_ability_cancelled_leaves_the_scene_as_it_was(desk):
     before = one.state()
     one.start("ability")
     one.wait(lambda: one.of_run("vtkMRMLSegmentationNode") and one.of_run("vtkMRMLTableNode"))
+    one.live.cancel()
+    one.wait(lambda: one.control.state is RunState.CANCELLED)
+    assert one.state() == before
+
+
+def test_back_projection_ends_with_filters_to_look_at_and_landmarks(desk):
+    one = desk()
+    volume = read.volume(one.node)
+    left, right = np.zeros((2, *volume.shape), np.uint8)
+    left[:, :, :10], right[:, :, 18:] = 1, 1
+    segments = [volume.with_array(left, "left", ""), volume.with_array(right, "right", "")]
+    one.start("backproject", segments, filters=6, combine="activation")
+    one.wait(lambda: one.finished)
+    assert one.control.state is RunState.DONE, one.control.message
+    folder, explanation = one.finished[0]
+    assert explanation.tables["landmarks"].columns["landmark"] == ["left", "right", "elsewhere"]
+    found = filters.Filters(one.scene, one.of_run()[0].GetAttribute(RUN))
+    told = found.landmarks(6).columns["heat_share"]
+    assert told == pytest.approx(explanation.tables["landmarks"].columns["heat_share"])
+    found.heat(2)
+    found.show(3)
+    assert found.used == 2 and found.shown == 3
+    assert repeat.provenance(one.scene, folder)["settings"]["filters"] == 6
+
+
+def test_back_projection_is_live_and_a_cancel_leaves_the_scene_as_it_was(desk):
+    one = desk("slow")
+    before = one.state()
+    one.start("backproject")
+    one.wait(lambda: one.of_run("vtkMRMLScalarVolumeNode"))
+    (node,) = one.of_run("vtkMRMLScalarVolumeNode")
+    first = voxels(node.GetImageData()).copy()
+    one.wait(lambda: (voxels(node.GetImageData()) != first).any())
     one.live.cancel()
     one.wait(lambda: one.control.state is RunState.CANCELLED)
     assert one.state() == before
