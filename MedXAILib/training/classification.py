@@ -75,10 +75,10 @@ def train_classifier(
     Notes
     -----
     All that is random in an epoch (order, variation, dropout) comes from a generator seeded with the seed and the number of the epoch, and the
-    learning rate from the step alone. So the weights and the optimiser's state are all that must be kept.
+    learning rate from the step alone. So the weights and the optimiser's state are all that must be kept, and on a CPU a training that went on is
+    equal to the bit to one that was never stopped.
     """
     state, random = Path(state), torch.get_rng_state()
-    state.mkdir(parents=True, exist_ok=True)
     try:
         torch.manual_seed(settings.seed)
         about = from_json({"schema": 1, "sha256": "0" * 64} | fields, Path(folder))
@@ -91,6 +91,7 @@ def train_classifier(
         for epoch in range(done + 1, settings.epochs + 1):
             row = yield from _epoch(module, adam, images, labels, loss_of, settings, network, epoch)
             log.add(row)
+            state.mkdir(parents=True, exist_ok=True)  # not before there is something to keep
             if epoch in keep:
                 save_weights(weights_of(module, settings.half), state / f"epoch-{epoch}.safetensors")
             _write_state(state / "state.safetensors", module, adam, epoch)  # last: what it says is finished is there

@@ -185,6 +185,7 @@ def _judge(folder, cases, settings, network):
 def fields(cases: LabelledCases, settings: ClassificationSettings, command: str, network: str) -> dict:
     """What ``model.json`` of a trained network holds."""
     whole = [*cases.train, *cases.test]
+    title = cases.title or (" or ".join(cases.labels) if len(cases.labels) < 4 else f"{len(cases.labels)} classes")
     kind = settings.intensity
     if kind == "auto":
         kind = "uint8" if all(one.volume.array.dtype == np.uint8 for one in whole) else "zscore"
@@ -194,7 +195,7 @@ def fields(cases: LabelledCases, settings: ClassificationSettings, command: str,
     elif kind == "uint8":  # as is usual for radiographs: about mean 0 and SD 1
         intensity = {"kind": "linear", "multiply": 1 / (0.25 * 255), "add": -2.0, "range": "uint8"}
     return {
-        "name": f"{' or '.join(cases.labels)} ({network})" if len(cases.labels) < 4 else f"{len(cases.labels)} classes ({network})",
+        "name": f"{title} ({network})",
         "description": f"The {network} network of Kumar & Menkovski 2016, width {settings.width:g}; for research, never for patients.",
         "source": command,
         "task": "classification",
@@ -205,7 +206,7 @@ def fields(cases: LabelledCases, settings: ClassificationSettings, command: str,
         },
         "input": {
             "spatial_dims": 2,
-            "channels": ["image"],
+            "channels": [cases.channel],
             "orientation": cases.orientation,
             "spacing": None,
             "size": [settings.size] * 2,

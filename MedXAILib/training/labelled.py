@@ -44,6 +44,8 @@ class LabelledCases:
     orientation: str | None = None  # of the images, as a model package has it
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    title: str = ""  # of the package; by default made of the classes
+    channel: str = "image"  # what a package calls its input
     fingerprint: str = ""  # differs when the images, their classes or their groups do
 
 
@@ -134,7 +136,7 @@ def divided(
     first = found[0].volume
     one_plane = all(one.oriented and one.volume.patient_axes[2] == first.patient_axes[2] for one in found)
     orientation = first.orientation[1] + first.orientation[0] if one_plane else None
-    return LabelledCases(train, test, labels, orientation, skipped, notes, fingerprint)
+    return LabelledCases(train, test, labels, orientation, skipped, notes, fingerprint=fingerprint)
 
 
 def split(labels: Sequence[int], groups: Sequence, share: float, seed: int) -> np.ndarray:
