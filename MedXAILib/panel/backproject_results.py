@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import ctk
 import qt
 import slicer
 from slicer.i18n import tr as _
@@ -46,6 +47,15 @@ class BackprojectResults(ResultSection):
             row, _("Heat"), _("Shows the heat map of these filters."), lambda: self.choose(0)
         )
         layout.addLayout(row)
+        form = qt.QFormLayout()
+        self.thresholdSlider = ctk.ctkSliderWidget()
+        self.thresholdSlider.objectName = "thresholdSlider"
+        self.thresholdSlider.singleStep, self.thresholdSlider.decimals = 0.1, 1
+        self.thresholdSlider.suffix = _(" × an even spread")
+        self.thresholdSlider.toolTip = _("Where there is less heat than this, the heat map is transparent; 1 is what every place would have, were it spread evenly.")  # fmt: skip
+        self.thresholdSlider.connect("valueChanged(double)", self._onThreshold)
+        form.addRow(_("Heat from:"), self.thresholdSlider)
+        layout.addLayout(form)
         self.strip = qt.QListWidget()
         self.strip.objectName = "filterStrip"
         self.strip.setViewMode(qt.QListView.IconMode)
@@ -87,7 +97,11 @@ class BackprojectResults(ResultSection):
             self.strip.addItem(self._item(rank))
         self.countSlider.setRange(1, max(1, count))
         self.countSlider.value = min(self._filters.used, count) if count else 1
-        for widget in (self.countSlider, self.strip, self.heatButton):
+        display = self._filters.heatDisplay if count else None
+        if display is not None:
+            self.thresholdSlider.maximum = max(1.0, display.GetWindowLevelMax())
+            self.thresholdSlider.value = display.GetLowerThreshold()
+        for widget in (self.countSlider, self.strip, self.heatButton, self.thresholdSlider):
             widget.enabled = count > 0
         shown = self._filters.shown if count else None
         if shown:
@@ -142,6 +156,13 @@ class BackprojectResults(ResultSection):
         else:
             self._say("")
         self._landmarks()
+
+    def _onThreshold(self, value: float):
+        if self._updating or self._filters is None:
+            return
+        if self._filters.shown != 0:
+            self.choose(0)
+        pick.heat(slicer.mrmlScene, self._filters.run, True, value)
 
     def _say(self, text: str):
         used = self._filters.used if self._filters is not None else 0

@@ -109,9 +109,11 @@ class Filters:
         self.items = [voxels(node.GetNthDataNode(n).GetImageData()) for n in range(count)]
         self.matrix = grid_of(node.GetNthDataNode(0)) if count else np.eye(4)
         self.ranks = [int(float(node.GetNthIndexValue(n))) for n in range(count)]
-        rows = {int(float(row[0])): row[1:] for row in pick.rows(scene, run, SEQUENCE, ("rank", "filter", "score"))}
-        rows = [rows.get(rank, (str(rank), "nan")) for rank in self.ranks]
-        self.numbers, self.scores = [int(float(row[0])) for row in rows], [float(row[1]) for row in rows]
+        known = {int(row[0]): row[1:] for row in pick.rows(scene, run, SEQUENCE, ("rank", "filter", "score", "effect"))}
+        rows = [known.get(rank, (str(rank), "nan", "nan")) for rank in self.ranks]
+        self.total = len(known)  # filters of the run's own heat map; fewer of them may be kept
+        self.numbers = [int(row[0]) for row in rows]
+        self.scores, self.effects = ([float(row[n]) for row in rows] for n in (1, 2))
         self.combine = self.known["settings"].get("combine", "equal")
         self._factors: list[float] = []
         self._sum, self._summed = None, 0  # of the first filters, float64: forth and back leaves nothing behind
@@ -129,7 +131,13 @@ class Filters:
         """How many filters are in the heat map as it is now."""
         node = self._node(HEAT, "vtkMRMLScalarVolumeNode")
         told = node.GetAttribute(USED) if node is not None else None
-        return int(told) if told else len(list(pick.rows(self.scene, self.run, SEQUENCE, ("rank",))))
+        return int(told) if told else self.total
+
+    @property
+    def heatDisplay(self):
+        """The heat map's display node; None when somebody removed it."""
+        node = self._node(HEAT, "vtkMRMLScalarVolumeNode")
+        return node.GetDisplayNode() if node is not None else None
 
     def combined(self, n: int) -> np.ndarray:
         """`landmarks.heat` of the first ``n`` filters, from a running sum: one filter more or less is one addition."""
@@ -168,9 +176,15 @@ class Filters:
     # -- what is shown -------------------------------------------------------------------------------------------------
 
     def title(self, rank: int) -> str:
-        """What a person calls a filter: ``filter 12 (rank 1, score 3.41)``."""
+        """What a person calls a filter: ``filter 12 (rank 1, score 3.41; without it the answer falls by 0.11)``."""
         n = self.ranks.index(rank)
-        return f"filter {self.numbers[n]} (rank {rank}, score {self.scores[n]:.3g})"
+        effect = self.effects[n]
+        moved = (
+            ""
+            if np.isnan(effect)
+            else f"; without it the answer {'falls' if effect >= 0 else 'rises'} by {abs(effect):.2g}"
+        )
+        return f"filter {self.numbers[n]} (rank {rank}, score {self.scores[n]:.3g}{moved})"
 
     def show(self, rank: int = 0) -> str:
         """Lay a filter's map over the input, or the heat map (0).

@@ -10,7 +10,7 @@ from ..explanation import Explanation
 from ..volume import Volume
 from . import filters, page, thumbnails
 
-MOST, ACROSS, PIXELS = 25, 5, 220  # filters that are drawn, in a row, and the width of one in the file
+MOST, PIXELS = 25, 220  # filters that are drawn, and the width of one in the file
 BARS = 14  # landmarks that are drawn
 WIDE = 0.43  # share of the page for the filters
 
@@ -24,6 +24,7 @@ def compose(figure, explanation: Explanation, volumes: list[Volume], pictures: d
     left += WIDE + 0.025
     y = _classes(figure, explanation, left, 0.875)
     y = _landmarks(figure, explanation, left, y, pictures["colours"])
+    y = _randomisation(figure, explanation, left, y)
     y = page.checks(figure, explanation, left, y)
     page._notes(figure, explanation.notes, left, y)
     page.footer(figure, explanation)
@@ -58,15 +59,16 @@ def _views(figure, pictures) -> None:
 
 
 def _filters(figure, explanation: Explanation, volume: Volume, pictures, left: float) -> None:
-    """The strongest filters, five in a row, each with its number and score."""
+    """The strongest filters, five (up to nine of them, three) in a row, each with its number and score."""
     sequence, table = filters.of(explanation), explanation.tables["filters"].columns
     known = {rank: (number, score) for rank, number, score in zip(table["rank"], table["filter"], table["score"])}
     items = sequence.items[:MOST]
     first = items[0][1]
     image = volume.array[filters._box(first.ijk_to_ras, volume.ijk_to_ras, first.shape)]
-    down = -(-len(items) // ACROSS)
+    across = 5 if len(items) > 9 else 3
+    down = -(-len(items) // across)
     label, gap, room = 0.0185, 0.004, 0.885 - 0.045 - 0.075
-    size = min(WIDE / ACROSS - gap, (room / max(down, 3) - label) * page.HIGH / page.WIDE)
+    size = min(WIDE / across - gap, (room / max(down, 3) - label) * page.HIGH / page.WIDE)
     tall = size * page.WIDE / page.HIGH
     kept = f", {len(items)} of {len(sequence.items)}" if len(items) < len(sequence.items) else ""
     figure.text(left, 0.883, f"The strongest filters{kept}", fontsize=11.5, fontweight="bold", color=page.INK, va="top")
@@ -75,7 +77,7 @@ def _filters(figure, explanation: Explanation, volume: Volume, pictures, left: f
     )
     figure.text(left, 0.861, told, fontsize=8, color=page.SOFT, va="top")
     for n, (rank, item) in enumerate(items):
-        row, column = divmod(n, ACROSS)
+        row, column = divmod(n, across)
         x, y = left + column * (size + gap), 0.845 - (row + 1) * (tall + label)
         axes = figure.add_axes((x, y, size, tall))
         axes.imshow(thumbnails.picture(item, image, pictures["window"], PIXELS), interpolation="antialiased")
@@ -91,6 +93,13 @@ def _filters(figure, explanation: Explanation, volume: Volume, pictures, left: f
 def _heading(figure, left: float, y: float, words: str) -> float:
     figure.text(left, y, words, fontsize=11, fontweight="bold", color=page.INK, va="top")
     return y - 0.024
+
+
+def _small(figure, left: float, y: float, words: str) -> float:
+    for line in textwrap.wrap(words, page._letters(page.RIGHT - left, 8)):
+        figure.text(left, y, line, fontsize=8, color=page.SOFT, va="top")
+        y -= 0.0145
+    return y
 
 
 def _classes(figure, explanation: Explanation, left: float, y: float, most: int = 5) -> float:
@@ -113,6 +122,26 @@ def _classes(figure, explanation: Explanation, left: float, y: float, most: int 
     return y - 0.015
 
 
+def _randomisation(figure, explanation: Explanation, left: float, y: float, most: int = 8) -> float:
+    """How much of the heat stays when the weights of the top layers are replaced, one layer more in each row."""
+    table = explanation.tables.get("randomisation")
+    if table is None:
+        return y
+    y = _heading(figure, left, y, "Heat when weights are shuffled")
+    told = "rank correlation with the heat above, shuffled from the last layer down to this one"
+    y = _small(figure, left, y + 0.003, told) - 0.002
+    rows = list(zip(*(table.columns[name] for name in ("layer", "spearman"))))
+    for layer, correlation in rows[:most]:
+        figure.text(left, y, page._cut(str(layer), 34), color=page.INK, fontsize=8.5, va="top")
+        figure.text(left + 0.16, y, page._short(float(correlation)), color=page.INK, fontsize=8.5, va="top", ha="right")
+        _bar(figure, left + 0.17, y - 0.0115, page.RIGHT - left - 0.17, 0.009, correlation, "#66717f")
+        y -= page.LINE
+    if len(rows) > most:
+        figure.text(left, y, f"… and {len(rows) - most} more in the table", fontsize=8.5, color=page.SOFT, va="top")
+        y -= page.LINE
+    return y - 0.015
+
+
 def _bar(figure, x, y, wide, tall, share, colour) -> None:
     from matplotlib.patches import Rectangle
 
@@ -126,7 +155,7 @@ def _landmarks(figure, explanation: Explanation, left: float, y: float, colours:
     if table is None or not table.columns["landmark"]:
         return y
     columns = {name: list(values)[:BARS] for name, values in table.columns.items()}
-    names, count = [page._cut(str(name), 26) for name in columns["landmark"]], len(columns["landmark"])
+    names, count = [page._cut(str(name), 23) for name in columns["landmark"]], len(columns["landmark"])
     y = _heading(figure, left, y, f"{table.title}: share of the heat")
     tall = 0.0195 * count
     axes = figure.add_axes((left + 0.09, y - tall, page.RIGHT - left - 0.09 - 0.032, tall))
@@ -162,7 +191,4 @@ def _landmarks(figure, explanation: Explanation, left: float, y: float, colours:
     words = (
         f"… and {more} more in the table. " if more else ""
     ) + "×: heat share by area share; 1 is no more than by chance."
-    for line in textwrap.wrap(words, page._letters(page.RIGHT - left, 8)):
-        figure.text(left, y, line, fontsize=8, color=page.SOFT, va="top")
-        y -= 0.0145
-    return y - 0.015
+    return _small(figure, left, y, words) - 0.015
