@@ -309,3 +309,55 @@ def test_moving_the_slider_is_quick(host):  # noqa: F811
         measured("thumbnail", found.thumbnail, rank)
     print(f"finish {1000 * finished:.0f} ms;", {name: f"{np.median(values):.1f} (at most {max(values):.1f}) ms" for name, values in spent.items()})  # fmt: skip
     assert np.median(spent["heat"]) < 60 and np.median(spent["table"]) < 60 and np.median(spent["filter"]) < 120
+
+
+# -- what the method itself gives --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_method_and_the_scene_agree(host, dims):  # noqa: F811
+    """A network's filters, live and finished; landmarks of one name, and one that the slice does not meet."""
+    pytest.importorskip("torch")
+    from classifiers import classifier, stack
+
+    from MedXAILib.explanation import run as driven
+    from MedXAILib.methods import explain
+    from MedXAILib.settings import BackprojectSettings
+
+    volume = examples.volume((12, 24, 32))
+    segments = examples.landmark_masks(volume)
+    above = np.zeros(volume.shape, np.uint8)
+    above[9:] = 1
+    segments += [volume.with_array(segments[0].array, "left lung", ""), volume.with_array(above, "above", "")]
+    settings = BackprojectSettings(filters=5, combine="activation", slice="k:4" if dims == 2 else "", batch=2)
+    made = Run(host, bundle.add_input(host.scene, volume), "real", landmarks=segments)
+    seen = []
+
+    def each(step):
+        for name, data in (step.previews() if step.previews else {}).items():
+            made.preview(name, data)
+            seen.append(voxels(made.nodes["heat"].GetImageData()).copy())
+
+    explanation = driven(
+        explain("backproject", classifier(stack(dims, (4, 8)), dims), [volume], settings, segments), each
+    )
+    assert len(seen) > 1
+    np.testing.assert_allclose(seen[-1], explanation.maps["heat"].volume.array, rtol=1e-5)
+    made.finish(explanation)
+    found = filters.Filters(host.scene, made.id)
+    assert len(found) == found.used == 5
+    node, told = made.nodes["heat"], explanation.tables["landmarks"].columns
+    assert told["landmark"][3:] == ["left lung (2)", "above", "elsewhere"]
+    for n in (2, 5):
+        found.heat(n)
+        table = found.landmarks(n).columns
+        assert table["landmark"] == told["landmark"] and table["voxels"] == told["voxels"]
+    np.testing.assert_allclose(voxels(node.GetImageData()), explanation.maps["heat"].volume.array, rtol=1e-5, atol=1e-6)
+    for name in ("heat_share", "low", "high", "ratio", "filters"):
+        np.testing.assert_allclose(table[name], told[name], rtol=1e-6, atol=1e-9)
+    for rank in (1, 5):
+        found.show(rank)
+        assert np.array_equal(voxels(found._proxy().GetImageData()), items_of(explanation)[rank - 1])
+        assert found.thumbnail(rank).shape == (96, 96, 3)
+    remove.remove(host.scene, made.folder)
+    assert not remove.of_run(host.scene, made.id)

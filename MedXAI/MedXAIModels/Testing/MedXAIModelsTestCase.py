@@ -57,6 +57,20 @@ class ModelsPanelTest(unittest.TestCase):
         self.assertTrue(waitFor(lambda: "It works" in self.panel.message.text), self.panel.message.text)
         self.assertEqual(sceneState(), before)
 
+    def test_a_classifier_is_tested_on_the_slice_that_is_shown(self):
+        about = {"spatial_dims": 2, "channels": ["CR"], "orientation": None, "spacing": None, "size": None,
+                 "multiple_of": None, "intensity": {"kind": "none"}}  # fmt: skip
+        network = {"name": "DenseNet121", "arguments": {}}
+        folder = writeModel(self.worker.folder / "view", "View", task="classification", input=about, network=network)
+        self.panel.add(folder)
+        self.assertEqual(self.panel.entry.package.task, "classification")
+        volume = addVolume()
+        before = sceneState()
+        self.panel.testVolume.setCurrentNode(volume)
+        self.panel.testButton.click()
+        self.assertTrue(waitFor(lambda: "It works" in self.panel.message.text), self.panel.message.text)
+        self.assertEqual(sceneState(), before)
+
     def test_program_cannot_be_loaded_before_it_is_trusted(self):
         folder = writeModel(self.worker.folder / "program", "A program", suffix=".ts")
         self.panel.add(folder)
