@@ -82,8 +82,9 @@ def words(explanation: Explanation) -> str:
     model = model if isinstance(model, dict) else {"name": str(model)}
     lines = [explanation.title, "=" * len(explanation.title), ""]
     lines += [f"Model: {model.get('name', '')}", f"SHA-256: {model.get('sha256') or known.get('sha256') or ''}"]
-    for key in ("label", "segment", "reference", "neuron_ras", "neuron_ijk", "device", "seconds", "date"):
-        if known.get(key) is not None:
+    keys = ("label", "predicted", "segment", "landmarks", "reference", "slice", "rule", "neuron_ras", "neuron_ijk")
+    for key in (*keys, "device", "seconds", "date"):
+        if known.get(key) not in (None, "", []):
             lines.append(f"{key.replace('_', ' ').capitalize()}: {_plain_text(known[key])}")
     if explanation.notes:
         lines += ["", "Notes", "-----", *(f"- {note}" for note in explanation.notes)]
