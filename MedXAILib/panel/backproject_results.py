@@ -97,6 +97,8 @@ class BackprojectResults(ResultSection):
             self.strip.addItem(self._item(rank))
         self.countSlider.setRange(1, max(1, count))
         self.countSlider.value = min(self._filters.used, count) if count else 1
+        if count:
+            self._filters.combined(count)  # the first move of the slider is as quick as the next
         display = self._filters.heatDisplay if count else None
         if display is not None:
             self.thresholdSlider.maximum = max(1.0, display.GetWindowLevelMax())

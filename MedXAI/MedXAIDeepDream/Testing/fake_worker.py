@@ -220,10 +220,11 @@ def backproject(package, volumes, settings, segments, way):
         away = sum((g - random.uniform(-0.7, 0.7)) ** 2 for g in grid)
         spot = (np.exp(-away / 0.05) * np.sign(np.sin(8 * grid[2] + n)) * (away < 0.2)).astype(np.float32)
         items.append((n + 1, box.with_array(spot, f"filter-{2 * n}", "")))
-    for step in range(60 if way == "slow" else 5):
+    steps = 60 if way == "slow" else 5
+    for step in range(steps):
         if way == "slow":
             time.sleep(0.05)
-        n = min(1 + step * count // 5, count)
+        n = min(1 + step * count // steps, count)
         heat[place] = landmarks.heat(
             [item.array for _, item in items[:n]], landmarks.weights(scores[:n], settings.combine)
         )
