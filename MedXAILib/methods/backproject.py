@@ -18,7 +18,7 @@ from ..models.reading import choose, last_map
 from ..settings import BackprojectSettings
 from ..volume import Volume
 from .ability import annotation
-from .filter_checks import edges, randomised, silenced
+from .filter_checks import alike, edges, randomised, sampled, silenced
 from .provenance import provenance
 
 #: Bytes of signals that a processor sends back fastest, measured: more at once leave its caches.
@@ -131,6 +131,7 @@ def backproject(model, volumes: list[Volume], settings: BackprojectSettings, lan
     )
     result.self_checks["filters_matter"] = matter
     result.self_checks["not_edges"] = edges(found.network_heat, prepared.x)
+    result.self_checks["filters_differ"] = alike(found.samples)
     if change is not None:
         result.tables["randomisation"], result.self_checks["randomisation"] = change
     _notes(result, recording, found, settings, filters)
@@ -193,7 +194,7 @@ class _Found:
         self.prepared, self.weight, self.masks, self.settings = prepared, weight, masks, settings
         self.start, self.parts, self.maps, self.shares, self.total = None, {}, [], [], 0.0
         self.network_heat = np.zeros(prepared.shape, np.float32)
-        self.heat, self._shown = None, False
+        self.heat, self._shown, self.samples = None, False, []
 
     def take(self, first: int, signals) -> None:
         """Signals (n, *network grid) of the filters from number ``first`` on."""
@@ -210,6 +211,7 @@ class _Found:
             self.shares.append(shares(patch.array, self.parts))
             if (number + 1) * patch.array.nbytes <= self.settings.memory_budget * 2**20:
                 self.maps.append((number + 1, np.ascontiguousarray(patch.array)))
+            self.samples.append(sampled(one.abs()).cpu().numpy())
             if patch.array.any():
                 weight = np.float32(self.weight[number])
                 self.heat += weight * spread(patch.array)

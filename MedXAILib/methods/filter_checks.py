@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 
 import numpy as np
@@ -77,10 +78,27 @@ def edges(heat: np.ndarray, x: torch.Tensor) -> dict:
     }
 
 
+def alike(magnitudes: Sequence[np.ndarray]) -> dict:
+    """The mean correlation between the magnitudes (voxels,) of two filters' maps: filters that all show one place are no more than one filter."""
+    told = [one for one in magnitudes if np.ptp(one) > 0]
+    found = np.corrcoef(told)[np.triu_indices(len(told), 1)] if len(told) > 1 else []
+    value = float(np.mean(found)) if len(found) else float("nan")
+    return {
+        "value": value,
+        "passed": None if np.isnan(value) else value < 0.9,
+        "meaning": "Mean correlation between the maps of two filters: near 1 they all show the same places, and many filters say no more than one (nor is"
+        " their number evidence in the table of landmarks). Passed below 0.9.",
+    }
+
+
+def sampled(a):
+    """At most 200,000 voxels of an array or tensor, evenly taken."""
+    return a.reshape(-1)[:: -(-math.prod(a.shape) // _SAMPLE)]
+
+
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's, over at most 200,000 voxels evenly taken; NaN where one is flat."""
-    step = max(1, a.size // _SAMPLE)
-    a, b = a.reshape(-1)[::step], b.reshape(-1)[::step]
+    a, b = sampled(a), sampled(b)
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(stats.spearmanr(a, b).statistic)

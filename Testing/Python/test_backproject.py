@@ -258,6 +258,17 @@ def test_filters_that_do_not_matter_do_not_pass():
     assert check["value"] == pytest.approx(0, abs=1e-4) and check["passed"] is False
 
 
+def test_filters_that_show_the_same_are_recognised():
+    different = backproject(classifier(Looks()), image()).self_checks["filters_differ"]
+    assert different["value"] < 0.1 and different["passed"] is True
+    network = stack(widths=(4, 6))
+    with torch.no_grad():
+        network[3].weight[1:], network[3].bias[1:] = network[3].weight[:1].clone(), network[3].bias[:1].clone()
+    same = backproject(classifier(network), image(), filters=4).self_checks["filters_differ"]
+    assert same["value"] == pytest.approx(1) and same["passed"] is False
+    assert backproject(classifier(network), image(), filters=1).self_checks["filters_differ"]["passed"] is None
+
+
 def test_edges_are_recognised():
     class Edges(nn.Module):
         def __init__(self):
