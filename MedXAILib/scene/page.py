@@ -103,21 +103,11 @@ def _annotate(axes, row, pictures, first: bool, cross: bool) -> None:
         )  # fmt: skip
     if first:
         axes.text(
-            0.015, 0.985, f"{row['plane'].capitalize()}\n{row['position']}", transform=axes.transAxes, fontsize=9,
+            0.015, 0.985, row["place"], transform=axes.transAxes, fontsize=9,
             va="top", linespacing=1.3, **light,
         )  # fmt: skip
-    bar = _round(pictures["field"] / 5)
-    length = bar / pictures["field"] * size
-    y = size * 0.955
-    axes.plot(
-        [size * 0.03, size * 0.03 + length],
-        [y, y],
-        color="white",
-        linewidth=2,
-        path_effects=edge,
-        solid_capstyle="butt",
-    )
-    axes.text(size * 0.03, y - size * 0.02, f"{bar:g} mm", fontsize=8, va="bottom", **light)
+    if pictures["scale"]:
+        _scale(axes, pictures["field"], size, edge)
     if cross and row["pixel"] is not None:
         x, y = row["pixel"]
         near, far = size * 0.018, size * 0.05
@@ -128,6 +118,22 @@ def _annotate(axes, row, pictures, first: bool, cross: bool) -> None:
             axes.plot([x0, x1], [y0, y1], color="#4dffa1", linewidth=1.3, path_effects=edge[:1])
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
+
+
+def _scale(axes, field: float, size: int, edge) -> None:
+    """A bar of a round number of millimetres; ``field`` mm are ``size`` pixels."""
+    bar = _round(field / 5)
+    length = bar / field * size
+    y = size * 0.955
+    axes.plot(
+        [size * 0.03, size * 0.03 + length],
+        [y, y],
+        color="white",
+        linewidth=2,
+        path_effects=edge,
+        solid_capstyle="butt",
+    )
+    axes.text(size * 0.03, y - size * 0.02, f"{bar:g} mm", fontsize=8, va="bottom", color="white", path_effects=edge)
 
 
 def _outline(axes, inside, colour, width: float = 1.3, fill: bool = False) -> None:

@@ -94,13 +94,16 @@ def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequenc
             for name, mask in masks.items():
                 view.show(mask)
                 inside[name] = view.picture()[..., 0] > 127
+            letters, place = view.letters(), f"{plane.capitalize()}\n{view.position()}"
+            if _nowhere(volume):
+                letters, place = dict.fromkeys(letters, ""), ""
             rows.append({
-                "plane": plane, "pictures": row, "masks": inside, "letters": view.letters(), "position": view.position(),
+                "place": place, "pictures": row, "masks": inside, "letters": letters,
                 "pixel": None if neuron is None else view.pixel(neuron),
             })  # fmt: skip
         return {
             "steps": _way(host, explanation, run, view) if len(planes) == 1 else ("", []),
-            "columns": columns, "rows": rows, "field": field, "size": size, "layers": {n: explanation.maps[n] for n in (*images, *overlays)},
+            "columns": columns, "rows": rows, "field": field, "scale": not (_nowhere(volume) and volume.spacing[:2] == (1, 1)), "size": size, "layers": {n: explanation.maps[n] for n in (*images, *overlays)},
             "window": layers.window_of(explanation, volume), "unit": volume.unit,
             "colours": {name: colour for name, (_, colour) in outlines.items()},
             "limits": {n: layers.limits(explanation.maps[n]) for n in (*images, *overlays)},
@@ -109,6 +112,12 @@ def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequenc
         if view is not None:
             view.close()
         host.close()
+
+
+def _nowhere(volume: Volume) -> bool:
+    """Whether a single slice has no place in the patient: its file (a PNG, a plain radiograph) told nothing, and R or A would be made up."""
+    spacing = volume.spacing
+    return 1 in volume.shape and np.array_equal(volume.ijk_to_ras, np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]))
 
 
 def _centred(volume: Volume, plane: str, point) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 from MedXAILib.errors import MedXAIError  # noqa: E402
 from MedXAILib.explanation import Explanation, Layer  # noqa: E402
 from MedXAILib.scene import bundle, colors, views  # noqa: E402
-from MedXAILib.scene.report import _mask_node, report  # noqa: E402
+from MedXAILib.scene.report import _mask_node, _nowhere, report  # noqa: E402
 from MedXAILib.volume import Volume  # noqa: E402
 
 
@@ -197,3 +197,20 @@ def test_a_ct_is_shown_in_the_window_of_the_tissue_around_the_neuron():
     assert window_of(explanation, volume)[0] < -900
     picture = Volume(np.abs(volume.array), volume.ijk_to_ras, "MR")
     assert window_of(explanation, picture)[1] > 900
+
+
+def test_a_picture_without_a_place_has_no_letters_and_no_scale(tmp_path):
+    """R, A and millimetres of a PNG would be made up; those of a slice that lies somewhere are told."""
+    array = np.zeros((1, 40, 40), np.float32)
+    told = []
+    for name, matrix in (("png", examples.straight()), ("slice", examples.straight((1, 1, 1), (0, 0, 5)))):
+        volume = Volume(array, matrix, name)
+        explanation = Explanation("heat", "Dark")
+        explanation.maps["heat"] = Layer(volume.with_array(array), "positive", "Heat", 0, 1)
+        report(explanation, [volume], tmp_path / f"{name}.png")
+        page = picture(tmp_path / f"{name}.png")[200:1200, :1100]
+        dark = page[np.flatnonzero((page.max(-1) < 0.1).mean(1) > 0.5)]
+        told.append(int((dark.min(-1) > 0.9).sum()))
+        assert _nowhere(volume) == (name == "png")
+    assert not _nowhere(Volume(np.zeros((2, 4, 4), np.float32), examples.straight(), "volume"))
+    assert told[1] > told[0] + 200
