@@ -109,6 +109,8 @@ class _Classifier(nn.Module):
         Edge of the square image; the first fully connected layer depends on it. 224 in the paper.
     width : float
         Factor for the number of filters and of fully connected units, at least 4 of each; 1 is the paper's.
+    dropout : float
+        Factor for the probabilities of dropout; 1 is the paper's. Narrow networks learn little with them.
 
     Notes
     -----
@@ -123,7 +125,7 @@ class _Classifier(nn.Module):
     connected: tuple = ()
     normalised = False
 
-    def __init__(self, in_channels: int, out_channels: int, size: int = 224, width: float = 1.0):
+    def __init__(self, in_channels: int, out_channels: int, size: int = 224, width: float = 1.0, dropout: float = 1.0):
         super().__init__()
         parts, channels, edge = [], in_channels, size
         for one in self.plan:
@@ -131,7 +133,7 @@ class _Classifier(nn.Module):
                 parts.append(nn.MaxPool2d(2))
                 edge //= 2
             elif isinstance(one, float):
-                parts.append(nn.Dropout(one))
+                parts.append(nn.Dropout(one * dropout))
             else:
                 filters = _scaled(one, width)
                 parts.append(nn.Conv2d(channels, filters, 3, padding=1, bias=not self.normalised))
@@ -143,7 +145,7 @@ class _Classifier(nn.Module):
         parts, units = [nn.Flatten()], channels * edge**2
         for one in self.connected:
             if isinstance(one, float):
-                parts.append(nn.Dropout(one))
+                parts.append(nn.Dropout(one * dropout))
             else:
                 parts += [nn.Linear(units, _scaled(one, width)), nn.ReLU(inplace=True)]
                 units = _scaled(one, width)

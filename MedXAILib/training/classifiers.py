@@ -202,7 +202,8 @@ def fields(cases: LabelledCases, settings: ClassificationSettings, command: str,
         "weights": "weights.safetensors",
         "network": {
             "name": CLASSIFIERS[network],
-            "arguments": {"in_channels": 1, "out_channels": len(cases.labels), "size": settings.size, "width": settings.width},
+            "arguments": {"in_channels": 1, "out_channels": len(cases.labels)}
+            | {name: getattr(settings, name) for name in ("size", "width", "dropout")},
         },
         "input": {
             "spatial_dims": 2,

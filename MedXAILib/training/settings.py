@@ -85,6 +85,9 @@ class ClassificationSettings(Settings):
         "deeper-bn", "Network of the paper's Table 2, 3 or 4, or all three side by side.", choices=(*CLASSIFIERS, "all")
     )
     width: float = setting(1.0, "Factor for the number of filters and units; 1: the paper's.", low=0.01, high=16)
+    dropout: float = setting(
+        1.0, "Factor for the probabilities of dropout; 1: the paper's. Narrow networks learn little with them.", low=0, high=1.5
+    )  # fmt: skip
     size: int = setting(224, "Edge of the square that every image is resized to.", low=16, high=4096, unit="pixels")
     epochs: int = setting(30, "Times that every training image is seen (not told in the paper).", low=1, high=10**6)
     batch: int = setting(32, "Images per step (not told in the paper).", low=1, high=4096)

@@ -20,9 +20,10 @@ from MedXAILib.training import classifiers
 from MedXAILib.training.classification import train_classifier
 from MedXAILib.training.classifier_judging import accuracies, confusion, landmark_rows
 from MedXAILib.training.classifiers import epochs_kept, train_images
-from MedXAILib.training.labelled import folder_images, split
+from MedXAILib.training.labelled import Labelled, folder_images, split
 from MedXAILib.training.settings import CLASSIFIERS, ClassificationSettings
 from MedXAILib.training.variation import affine, vary, warp
+from MedXAILib.volume import Volume
 
 QUICK = dict(size=16, width=0.125, epochs=3, batch=8, heat_cases=0, show_errors=0, learning_rate=0.003, test_share=0.25)
 TABLE_3 = [32, 16, "pool", 64, 32, "pool", 128, 128, 64, "pool", 256, 256, 128, "pool", "fc 128", "fc 128", "fc 24"]
@@ -90,6 +91,11 @@ def test_width_and_size_make_small_ones_that_begin_to_learn(name):
     assert network.features[0].out_channels == 8
     logits = network(torch.randn(16, 1, 50, 50))
     assert logits.shape == (16, 3) and logits.std(0).min() > 0.05  # the signal gets through ten layers
+
+
+def test_dropout_can_be_weakened_for_narrow_networks():
+    network = NETWORKS["DeeperBNCNN"](1, 2, size=32, width=0.25, dropout=0.5)
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.25] * 3
 
 
 # ---- the split -------------------------------------------------------------------------------------------------------
@@ -467,6 +473,58 @@ def test_what_the_package_says_of_intensities(tmp_path):
     assert kind(window=(-150, 250)) == {"kind": "window", "low": -150, "high": 250}
     cases.train[0].volume.array.dtype = np.int8
     assert kind()["kind"] == "zscore"
+
+
+# ---- the phantom -----------------------------------------------------------------------------------------------------
+
+
+def test_slices_of_a_phantom_differ_by_its_lesions_alone():
+    from MedXAILib.demo.classifier import SLICES, SMALLEST, phantom_slices
+
+    both = phantom_slices(1)
+    ill, healthy = both[:SLICES], both[SLICES:]
+    assert [one.label for one in both] == ["lesion"] * SLICES + ["no lesion"] * SLICES
+    assert {one.group for one in both} == {"1"} and len({one.name for one in both}) == 2 * SLICES
+    for one, other in zip(ill, healthy):
+        lesion, liver = (mask.array > 0 for mask in one.landmarks)
+        assert lesion.sum() >= SMALLEST and not (lesion & liver).any() and len(other.landmarks) == 1
+        differs = one.volume.array != other.volume.array
+        assert one.volume.same_grid(other.volume) and differs[lesion].mean() > 0.9 and differs[~lesion].mean() < 0.2
+    (held_out,) = phantom_slices(1001)
+    assert held_out.label == "no lesion"
+
+
+def test_training_on_phantoms_writes_what_intensity_alone_reaches(tmp_path, monkeypatch):
+    from MedXAILib.demo import classifier
+
+    def made(seed):
+        rng, found = np.random.default_rng(seed), []
+        for ill in (True, False) if seed < 1000 else (seed % 2 == 0,):
+            array = rng.normal(90, 8, (1, 24, 24)).astype(np.float32)
+            mask = np.zeros(array.shape, np.uint8)
+            mask[0, 8:14, 8:14] = 1
+            array[mask > 0] -= 60 * ill
+            matrix = np.diag([-1.0, -1.0, 1.0, 1.0])
+            masks = [Volume(mask, matrix, "lesion")] * ill + [Volume(1 - mask if ill else mask | 1, matrix, "liver")]
+            found.append(
+                Labelled(
+                    f"{seed} {ill}", Volume(array, matrix), classifier.CLASSES[ill], str(seed), landmarks=tuple(masks)
+                )
+            )
+        return found
+
+    monkeypatch.setattr(classifier, "phantom_slices", made)
+    settings = ClassificationSettings(
+        **QUICK | dict(network="shallow", cases=12, test_cases=8, heat_cases=8, filters=4)
+    )
+    figures = run(classifier.train_phantom_classifier(tmp_path / "out", settings))
+    assert figures["threshold"]["accuracy"] == 1 and figures["cases"]["test_by_class"] == {"no lesion": 4, "lesion": 4}
+    about = load(tmp_path / "out", device="cpu").package
+    assert about.name == "Phantom lesion classifier (shallow)" and about.input.orientation == "PL"
+    rows = [(r["landmark"], r["weights"], r["cases"]) for r in figures["networks"]["shallow"]["landmarks"]]
+    assert ("lesion", "trained", 4) in rows and ("liver", "random", 8) in rows
+    text = (tmp_path / "out/README.md").read_text()
+    assert "| heat in the lesion, trained weights, 4 cases (share of the area: 0.062) |" in text and "1.000 |" in text
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
