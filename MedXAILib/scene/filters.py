@@ -115,7 +115,7 @@ class Filters:
         self.numbers = [int(row[0]) for row in rows]
         self.scores, self.effects = ([float(row[n]) for row in rows] for n in (1, 2))
         self.combine = self.known["settings"].get("combine", "equal")
-        self._factors: list[float] = []
+        self._raw = self._factors = None
         self._sum, self._summed = None, 0  # of the first filters, float64: forth and back leaves nothing behind
 
     def _node(self, name: str, kind: str):
@@ -142,9 +142,8 @@ class Filters:
     def combined(self, n: int) -> np.ndarray:
         """`landmarks.heat` of the first ``n`` filters, from a running sum: one filter more or less is one addition."""
         weight = landmarks.weights(self.scores[:n], self.combine)
-        if not self._factors:
-            raw = np.clip(self.scores, 0, None) if self.combine == "activation" else np.ones(len(self))
-            self._raw = raw if raw.sum() > 0 else np.ones(len(self))
+        if self._raw is None:
+            self._raw = landmarks.weights(self.scores, self.combine)
             totals = [float(np.abs(item).sum(dtype=np.float64)) for item in self.items]
             self._factors = [item.size / total if total else 0.0 for item, total in zip(self.items, totals)]
         if not (self._raw[:n] > 0).any():  # no weight in proportion to nothing: all alike, which no running sum holds
@@ -179,12 +178,10 @@ class Filters:
         """What a person calls a filter: ``filter 12 (rank 1, score 3.41; without it the answer falls by 0.11)``."""
         n = self.ranks.index(rank)
         effect = self.effects[n]
-        moved = (
-            ""
-            if np.isnan(effect)
-            else f"; without it the answer {'falls' if effect >= 0 else 'rises'} by {abs(effect):.2g}"
-        )
-        return f"filter {self.numbers[n]} (rank {rank}, score {self.scores[n]:.3g}{moved})"
+        words = f"filter {self.numbers[n]} (rank {rank}, score {self.scores[n]:.3g}"
+        if not np.isnan(effect):
+            words += f"; without it the answer {'falls' if effect >= 0 else 'rises'} by {abs(effect):.2g}"
+        return words + ")"
 
     def show(self, rank: int = 0) -> str:
         """Lay a filter's map over the input, or the heat map (0).
