@@ -93,6 +93,7 @@ class Rules:
     stopped: Counter = field(default_factory=Counter)
     overlapping: int = 0
     colliding: int = 0
+    _transposes: dict = field(default_factory=dict)
 
     def record(self, node: fx.Node, values: dict, moved: Collection[fx.Node]) -> tuple[object, Back | None]:
         """Compute a node, and how signals go back through it.
@@ -135,10 +136,15 @@ class Rules:
         if name == "batch_norm" and not given["training"]:
             scale = torch.rsqrt(given["running_var"] + given["eps"])
             scale = scale if given["weight"] is None else scale * given["weight"]
+            if source in self._transposes and len(source.users) == 1:  # one pass over the signals less
+                self._transposes[source].scale(scale)
+                return _call(node, given), lambda signal: [(source, signal)]
             scale = scale.reshape(1, -1, *[1] * (x.ndim - 2))
             return _call(node, given), lambda signal: [(source, Signal(signal.values * signal.like(scale), signal.channels))]  # fmt: skip
-        back = _convolution(given, tuple(x.shape), graphs.shape_of(node)) if "conv" in name else None
-        return None if back is None else (_call(node, given), lambda signal: [(source, back(signal))])
+        if "conv" in name and not isinstance(given["padding"], str) and x.ndim == given["weight"].ndim:
+            back = self._transposes[node] = _Transpose(given, tuple(x.shape), graphs.shape_of(node))
+            return _call(node, given), lambda signal: [(source, back(signal))]
+        return None
 
     def _rectifier(self, node, source, given):
         if self.rule == "deconvnet":
@@ -245,39 +251,40 @@ def _real(value) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _convolution(given, shape, out) -> Callable[[Signal], Signal] | None:
-    """The transpose of a convolution of an input of ``shape``: itself a convolution; None where it takes the general way."""
-    weight, dims = given["weight"], len(shape) - 2
-    stride, padding, dilation = ([*v, *v][:dims] if isinstance(v, (list, tuple)) else v for v in (given["stride"], given["padding"], given["dilation"]))  # fmt: skip
-    groups = given["groups"]
-    if isinstance(padding, str) or dims != weight.ndim - 2:
-        return None
-    if given.get("transposed") or ("output_padding" in given and "transposed" not in given):
+class _Transpose:
+    """The way back through a convolution from an input of ``shape`` to an output of shape ``out``: itself a convolution."""
 
-        def back(signal):
-            g = signal.wide(out)
-            found = _CONV[dims](g.flatten(0, 1), weight, None, stride, padding, dilation, groups)
-            found = found[(slice(None), slice(None), *(slice(n) for n in shape[2:]))]
-            return Signal(found.unflatten(0, g.shape[:2]))
-
-        return back
-    more = [
-        n - ((o - 1) * s - 2 * p + d * (k - 1) + 1)
-        for n, o, s, p, d, k in zip(shape[2:], out[2:], stride, padding, dilation, weight.shape[2:])
-    ]
-
-    def back(signal):
-        if signal.channels is not None and groups == 1:  # each row needs the weights of one filter only
-            rows = [
-                _UNCONV[dims](g, weight[channel : channel + 1], None, stride, padding, more, 1, dilation)
-                for g, channel in zip(signal.values, signal.channels.tolist())
-            ]
-            return Signal(torch.stack(rows))
-        g = signal.wide(out)
-        return Signal(
-            _UNCONV[dims](g.flatten(0, 1), weight, None, stride, padding, more, groups, dilation).unflatten(
-                0, g.shape[:2]
-            )
+    def __init__(self, given, shape, out):
+        self.weight, self.groups, self.shape, self.out = given["weight"], given["groups"], shape, out
+        self.upward = given.get("transposed", "output_padding" in given)  # the convolution is itself a transposed one
+        dims = self.dims = len(shape) - 2
+        self.stride, self.padding, self.dilation = (
+            list(given[name]) * (dims if len(given[name]) == 1 else 1) for name in ("stride", "padding", "dilation")
         )
+        sizes = zip(shape[2:], out[2:], self.stride, self.padding, self.dilation, self.weight.shape[2:])
+        self.more = [n - ((o - 1) * s - 2 * p + d * (k - 1) + 1) for n, o, s, p, d, k in sizes]
 
-    return back
+    def scale(self, factors: Tensor) -> None:
+        """Take a factor for each output channel into the weights."""
+        if self.upward:
+            groups = factors.reshape(self.groups, 1, -1).expand(-1, len(self.weight) // self.groups, -1)
+            factors = groups.flatten(0, 1)
+        self.weight = self.weight * factors.reshape(*factors.shape, *[1] * (self.weight.ndim - factors.ndim))
+
+    def __call__(self, signal: Signal) -> Signal:
+        more = (self.stride, self.padding, self.more)
+        if self.upward:
+            g = signal.wide(self.out)
+            found = _CONV[self.dims](g.flatten(0, 1), self.weight, None, *more[:2], self.dilation, self.groups)
+            inside = (slice(None), slice(None), *(slice(n) for n in self.shape[2:]))
+            return Signal(found[inside].unflatten(0, g.shape[:2]))
+        if signal.channels is not None and self.groups == 1:  # each row needs the weights of one filter only
+            rows = zip(signal.values, signal.channels.tolist())
+            return Signal(
+                torch.stack(
+                    [_UNCONV[self.dims](g, self.weight[c : c + 1], None, *more, 1, self.dilation) for g, c in rows]
+                )
+            )
+        g = signal.wide(self.out)
+        found = _UNCONV[self.dims](g.flatten(0, 1), self.weight, None, *more, self.groups, self.dilation)
+        return Signal(found.unflatten(0, g.shape[:2]))

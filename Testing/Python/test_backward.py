@@ -233,7 +233,11 @@ class Parts(nn.Module):
         self.first = nn.Conv2d(1, 8, 3, padding="same", dilation=2)
         self.uneven = nn.Conv2d(8, 8, 2, padding="same")
         self.grouped = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4)
-        self.up = nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1)
+        self.up, self.norm = (
+            nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+            nn.BatchNorm2d(6),
+        )
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)
         self.valid = nn.Conv2d(6, 5, 3, padding="valid")
         self.head = Head(5)
         with torch.no_grad():  # so that the signals neither die nor explode
@@ -247,7 +251,7 @@ class Parts(nn.Module):
         with torch.no_grad():
             gate = (y > 0).float()
         y = y + 0.5 * gate
-        y = F.relu(self.up(F.relu(self.grouped(y))), inplace=True)
+        y = F.relu(self.norm(self.up(F.relu(self.grouped(y)))), inplace=True)
         y = F.interpolate(F.avg_pool2d(y, 2), scale_factor=2, mode="bilinear")
         return self.head(F.relu(self.valid(F.dropout(y, 0.5, self.training))))
 
