@@ -76,6 +76,8 @@ class Layer:
         For legends, with the unit in brackets where there is one.
     low, high : float or None
         Display range; None: taken from the input (``image``) or from the data.
+    least : float or None
+        What is below it is shown as nothing (``positive``, ``probability``); None: what is next to nothing in the display range.
     """
 
     volume: Volume
@@ -83,6 +85,7 @@ class Layer:
     title: str = ""
     low: float | None = None
     high: float | None = None
+    least: float | None = None
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def backproject(model, volumes: list[Volume], settings: BackprojectSettings, lan
     Returns
     -------
     Explanation
-        Map ``heat``; sequence ``filters`` (signed, in network units, rank 1 first, files ``filter-K``); tables ``filters``, ``landmarks``, ``classes`` and, where
+        Map ``heat``; sequence ``filters`` (signed, in network units, rank 1 first, files ``filter-K``); tables ``filters``, ``landmarks``, ``shares`` (of each filter in each landmark), ``classes`` and, where
         asked for, ``randomisation``; curve ``ranking``. Scores: ``probability`` and ``log_odds`` of the label, ``half_heat_area`` (share of the area that holds half
         of the heat).
 
@@ -108,6 +108,11 @@ def backproject(model, volumes: list[Volume], settings: BackprojectSettings, lan
     )
     result.tables["landmarks"] = landmark_table(
         found.shares, found.weight, found.parts, "Landmarks" if masks else "Coarse parts (not anatomical)"
+    )
+    result.tables["shares"] = Table(
+        "Share of each filter's heat",
+        {"rank": list(range(1, len(filters) + 1)), "filter": filters}
+        | dict(zip(found.parts, map(list, zip(*found.shares)))),
     )
     result.tables["filters"] = Table(
         "Filters",
@@ -239,7 +244,7 @@ class _Found:
 
     def heat_layer(self) -> Layer:
         high = float(np.percentile(self.combined(), 99.5))
-        return Layer(self._whole(), "positive", "Heat [times an even spread]", 0.0, high or 1.0)
+        return Layer(self._whole(), "positive", "Heat [times an even spread]", 0.0, max(high, 2.0), least=1.0)
 
     def sequence(self, filters) -> Sequence:
         volume = self.prepared.volume
@@ -267,7 +272,7 @@ def _masks(landmarks, volume) -> dict[str, np.ndarray]:
     found = {}
     for one in landmarks:
         name, number = one.name, 1
-        while name in found:
+        while name in (*found, "rank", "filter"):  # the other columns of the table of shares
             number += 1
             name = f"{one.name} ({number})"
         found[name] = annotation(one, volume)

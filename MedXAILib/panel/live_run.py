@@ -74,7 +74,7 @@ class LiveRun(VTKObservationMixin):
         self._begun = [_state(node) for node in nodes]
         self.job = client.run(request, self._onEvent)
         try:
-            self.run = write.Run(self._host, nodes, title, segmentation, segmentId, landmarks=request.segments)
+            self.run = write.Run(self._host, nodes, title, segmentation, segmentId)
             for name, volume in (first or {}).items():
                 self.run.preview(name, volume)
         except BaseException:

@@ -48,7 +48,7 @@ def build(host, explanation: Explanation, volumes: list[Volume], segments: Seque
     inputs = [add_input(scene, volume, window) for volume, window in zip(volumes, windows)]
     segmentation = _segmentation(scene, inputs[0], segments) if segments else None
     segment_id = segments[0].name if len(segments) == 1 else ""
-    run = Run(host, inputs, title_of(explanation), segmentation, segment_id, landmarks=segments)
+    run = Run(host, inputs, title_of(explanation), segmentation, segment_id)
     run.finish(explanation)
     aim(host, inputs[0], place_of(explanation, volumes[0]))
     return run

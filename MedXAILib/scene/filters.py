@@ -9,7 +9,7 @@ import numpy as np
 from .. import landmarks
 from ..errors import MedXAIError
 from ..explanation import Explanation, Layer, Patch, Sequence, Table
-from ..volume import Volume, mask_on_grid
+from ..volume import Volume
 from . import layers, pick, read, remove, repeat, thumbnails
 from .nodes import BROWSE, find, of_class, voxels
 from .segments import grid_of
@@ -36,51 +36,6 @@ def of(explanation: Explanation) -> Sequence | None:
     """The sequence of filters of an explanation; None where it has none."""
     found = explanation.sequences.get(SEQUENCE)
     return found if found is not None and found.kind == "signed" and found.items else None
-
-
-def shares(explanation: Explanation, segments=()) -> Table | None:
-    """The share of each filter's heat in each landmark: one row for each filter that was kept, one column for each landmark.
-
-    Parameters
-    ----------
-    segments : sequence of Volume
-        The masks the run was started with, on the grid of the first volume; none: the coarse parts.
-
-    Returns
-    -------
-    Table or None
-        None where the landmarks are not those of the explanation's own table.
-    """
-    sequence, told = of(explanation), explanation.tables.get("landmarks")
-    if sequence is None or told is None:
-        return None
-    first = sequence.items[0][1]
-    grid = explanation.maps[HEAT].volume
-    parts = landmarks.coarse_parts(first.shape)
-    if segments:
-        box = _box(first.ijk_to_ras, grid.ijk_to_ras, first.shape)
-        parts = {}
-        for one in segments:
-            name, number = one.name, 1
-            while name in parts:  # as the method numbers them
-                number += 1
-                name = f"{one.name} ({number})"
-            parts[name] = _inside(one, grid)[box]
-        parts = landmarks.with_rest(parts)
-    if not set(told.columns["landmark"]) <= set(parts):
-        return None
-    parts = {name: parts[name] for name in told.columns["landmark"]}
-    rows = [landmarks.shares(item.array, parts) for _, item in sequence.items]
-    columns = {name: [row[n] for row in rows] for n, name in enumerate(parts)}
-    return Table("Share of each filter's heat", {"rank": [rank for rank, _ in sequence.items], **columns})
-
-
-def _inside(mask: Volume, grid: Volume) -> np.ndarray:
-    """A mask on the grid; nothing where it lies outside."""
-    try:
-        return mask_on_grid(mask, grid)
-    except MedXAIError:
-        return np.zeros(grid.shape, bool)
 
 
 def _box(part, grid, shape) -> tuple[slice, slice, slice]:
@@ -228,7 +183,7 @@ class Filters:
         told = list(pick.rows(self.scene, self.run, "landmarks", ("landmark", "voxels", "area_share")))
         names = tuple(row[0] for row in told)
         each = [[float(v) for v in row] for row in pick.rows(self.scene, self.run, SHARES, names)] if names else []
-        if len(each) != len(self) or not each:
+        if len(each) < max(1, len(self)):
             return None
         parts = {name: _Part(float(count), float(area)) for name, count, area in told}
         weight = landmarks.weights(self.scores[:n], self.combine)

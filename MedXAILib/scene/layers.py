@@ -63,9 +63,7 @@ def display(scene, node, layer: Layer, input_node=None):
             shown.SetAndObserveColorNodeID(colors.table(scene, layer.kind).GetID())
             # A signed map's middle is transparent in its colour table; a threshold hides only one end.
             shown.SetAutoThreshold(False)
-            shown.SetThreshold(
-                *((-3.4e38, 3.4e38) if layer.kind == "signed" else (low + colors.NOTHING * (high - low), 3.4e38))
-            )
+            shown.SetThreshold(-3.4e38 if layer.kind == "signed" else least(layer), 3.4e38)
             shown.SetApplyThreshold(layer.kind != "signed")
         if layer.kind == "image" and given is not None:
             shown.SetWindowLevel(given.GetWindow(), given.GetLevel())
@@ -96,6 +94,12 @@ def legend_follows(node) -> None:
     """Tell a map's colour legend that the views' layers have changed: it looks at them when it is modified itself."""
     for n in range(node.GetNumberOfDisplayNodes() if node is not None else 0):
         node.GetNthDisplayNode(n).Modified()
+
+
+def least(layer: Layer) -> float:
+    """What is below it in a map of one sign is shown as nothing."""
+    low, high = limits(layer)
+    return low + colors.NOTHING * (high - low) if layer.least is None else float(layer.least)
 
 
 def limits(layer: Layer) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..explanation import Explanation, Layer
 from ..volume import Volume
-from . import charts, colors
+from . import charts, colors, layers
 from .judge import judgement
 from .pick import FILL, layer_title
 
@@ -174,7 +174,7 @@ def _key(figure, axes, column, pictures) -> None:
     table = colors.signed() if layer.kind == "signed" else colors.positive()
     shown = table[:, :3] * table[:, 3:] + 0.93 * (1 - table[:, 3:])
     if layer.kind != "signed":
-        shown[: int(len(shown) * colors.NOTHING)] = 0.93
+        shown[: int(len(shown) * (layers.least(layer) - low) / (high - low))] = 0.93
     bar = figure.add_axes((box.x0 + 0.008, box.y0 - 0.014, box.width - 0.016, 0.009))
     bar.imshow(np.linspace(low, high, 512)[None], aspect="auto", extent=(low, high, 0, 1), cmap=ListedColormap(shown))
     bar.set_yticks([])

@@ -8,7 +8,7 @@ import slicer
 
 from ..explanation import Curve, Explanation, Layer, Patch, Point
 from ..volume import Volume
-from . import charts, colors, filters, layers, pick, remove, repeat, segments, sequences
+from . import charts, colors, layers, pick, remove, repeat, segments, sequences
 from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place, sign
 
 #: What a preview is when nobody says (by the explanation's name).
@@ -42,16 +42,14 @@ class Run:
         The folder's name.
     segmentation, segment_id : node, str
         The segment (or, without an ID, the segments) that was used, where there is one; for "Repeat this run".
-    landmarks : sequence of Volume
-        Masks the filters' heat is shared out to, as they are when the run begins.
     show : bool
         Whether the slice views show the layers. Zoom, slice and layout stay as they are.
     """
 
-    def __init__(self, host, inputs, title="Explanation", segmentation=None, segment_id="", show=True, landmarks=()):
+    def __init__(self, host, inputs, title="Explanation", segmentation=None, segment_id="", show=True):
         self.host, self.scene = host, host.scene
         self.inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-        self.segmentation, self.segment_id, self.landmarks = segmentation, segment_id, landmarks
+        self.segmentation, self.segment_id = segmentation, segment_id
         self.id = uuid.uuid4().hex
         self.shows = show
         self.views, self.charts = (
@@ -119,8 +117,6 @@ class Run:
             self._curve(name, charts.grouped(explanation, name))
         for name, table in explanation.tables.items():
             self._keep(charts.add_plain_table(self.scene, table, name), name)
-        if (told := filters.shares(explanation, self.landmarks)) is not None:
-            self._keep(charts.add_plain_table(self.scene, told, filters.SHARES), filters.SHARES)
         self._sequences(explanation, known)
         self._neuron(explanation.provenance)
         self._words(explanation)

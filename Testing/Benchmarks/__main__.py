@@ -59,7 +59,7 @@ def _cell(value) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m Testing.Benchmarks")
-    parser.add_argument("name", choices=["dream", "ability"])
+    parser.add_argument("name", choices=["dream", "ability", "backproject"])
     parser.add_argument("--runs", type=int, default=5, help="counted rounds (at least 5 to quote)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", type=int, default=128, help="voxels along each axis (dream)")

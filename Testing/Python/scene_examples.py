@@ -160,7 +160,7 @@ def back_projection(
     result = Explanation("backproject", "Filter back-projection")
     high = float(np.percentile(heat[heat > 0], 99.5))
     result.maps["heat"] = Layer(
-        start.with_array(heat, "heat", ""), "positive", "Heat [times an even spread]", 0.0, high
+        start.with_array(heat, "heat", ""), "positive", "Heat [times an even spread]", 0.0, high, 1.0
     )
     result.sequences["filters"] = Sequence("Filters", items, "signed", "rank", 0, tuple(names))
     result.tables["filters"] = Table("Filters", {
@@ -169,6 +169,8 @@ def back_projection(
     })  # fmt: skip
     title = "Landmarks" if segments else "Coarse parts (not anatomical)"
     result.tables["landmarks"] = landmarks.landmark_table(each, weight, parts, title)
+    columns = {"rank": list(range(1, count + 1)), "filter": result.tables["filters"].columns["filter"]}
+    result.tables["shares"] = Table("Share of each filter's heat", columns | dict(zip(parts, map(list, zip(*each)))))
     result.tables["classes"] = Table(
         "Classes", {"label": ["PA", "AP"], "logit": [1.2, -0.7], "probability": [0.87, 0.13]}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 
 import numpy as np
@@ -41,8 +42,8 @@ def desk(request, host):  # noqa: F811
         box = (slice(None),) * 3 if at is None else (slice(at, at + 1), slice(None), slice(None))
 
         @staticmethod
-        def finish(segments=segments, explanation=explanation):
-            run = Run(host, Desk.node, "Back-projection", landmarks=segments)
+        def finish(explanation=explanation):
+            run = Run(host, Desk.node, "Back-projection")
             run.finish(explanation)
             return run, filters.Filters(host.scene, run.id)
 
@@ -119,7 +120,7 @@ def test_landmarks_of_n_filters_are_those_of_the_method(desk, given):
     explanation = examples.back_projection(
         desk.volume, None if desk.box[0] == slice(None) else desk.box[0].start, segments=segments, combine="activation"
     )
-    _, found = desk.finish(segments, explanation)
+    _, found = desk.finish(explanation)
     for n in (9, 5, 1):
         again = examples.back_projection(
             desk.volume, None if desk.box[0] == slice(None) else desk.box[0].start, n, segments, "activation"
@@ -136,8 +137,10 @@ def test_landmarks_of_n_filters_are_those_of_the_method(desk, given):
     assert ("elsewhere" in told["landmark"]) == given
 
 
-def test_masks_that_are_not_the_landmarks_change_no_table(desk):
-    _, found = desk.finish(desk.segments[:1])
+def test_without_the_shares_of_the_filters_there_is_no_new_table(desk):
+    explanation = copy.deepcopy(desk.explanation)
+    del explanation.tables["shares"]
+    _, found = desk.finish(explanation)
     assert found.landmarks(3) is None
     found.heat(3)
     assert found.used == 3
@@ -286,7 +289,7 @@ def test_moving_the_slider_is_quick(host):  # noqa: F811
     volume = Volume(random.normal(0, 1, (128,) * 3).astype(np.float32), np.eye(4), "128")
     segments = examples.landmark_masks(volume)
     explanation = examples.back_projection(volume, None, 25, segments)
-    run = Run(host, bundle.add_input(host.scene, volume), "time", landmarks=segments)
+    run = Run(host, bundle.add_input(host.scene, volume), "time")
     began = time.perf_counter()
     run.finish(explanation)
     finished = time.perf_counter() - began
@@ -330,7 +333,7 @@ def test_the_method_and_the_scene_agree(host, dims):  # noqa: F811
     above[9:] = 1
     segments += [volume.with_array(segments[0].array, "left lung", ""), volume.with_array(above, "above", "")]
     settings = BackprojectSettings(filters=5, combine="activation", slice="k:4" if dims == 2 else "", batch=2)
-    made = Run(host, bundle.add_input(host.scene, volume), "real", landmarks=segments)
+    made = Run(host, bundle.add_input(host.scene, volume), "real")
     seen = []
 
     def each(step):

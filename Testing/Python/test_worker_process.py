@@ -123,7 +123,9 @@ def launcher(tmp_path):
 
 
 def test_everything_an_explanation_holds(warm):
-    job = warm.start("simple", segments=[warm.volume.with_array((warm.volume.array > n).astype(np.uint8)) for n in (20, 21)])
+    job = warm.start(
+        "simple", segments=[warm.volume.with_array((warm.volume.array > n).astype(np.uint8)) for n in (20, 21)]
+    )
     seen = {}
 
     def look(event):

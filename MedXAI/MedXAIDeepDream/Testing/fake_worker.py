@@ -249,6 +249,7 @@ def backproject(package, volumes, settings, segments, way):
             "filters": Table("Filters", {"filter": [2 * n for n in range(count)], "score": scores, "rank": list(range(1, count + 1)),
                                          "name": names, "effect": [float("nan")] * count}),
             "landmarks": landmarks.landmark_table(each, weight, parts, title),
+            "shares": Table("Share of each filter's heat", {"rank": list(range(1, count + 1)), **dict(zip(parts, map(list, zip(*each))))}),
             "classes": Table("Classes", {"label": list(labels), "logit": [1.0 - n for n in range(len(labels))],
                                          "probability": [0.7] + [0.3 / (len(labels) - 1)] * (len(labels) - 1)}),
         },
