@@ -61,7 +61,9 @@ def train_phantom_classifier(folder, settings: ClassificationSettings) -> Genera
     if not train or len({one.label for one in test}) < 2:
         raise MedXAIError("Too few phantoms hold a lesion; give more (--cases, --test-cases).")
     fingerprint = f"phantoms {settings.cases} {settings.test_cases} {SLICES} {SMALLEST}"
-    cases = LabelledCases(train, test, CLASSES, "PL", skipped, [], "Phantom lesion classifier", "CT", fingerprint)
+    cases = LabelledCases(
+        train, test, CLASSES, "PL", skipped, [], "Phantom lesion classifier", "CT", "Apache-2.0", fingerprint
+    )
     more = {"threshold": threshold(train, test)}
     command = command_of(settings, "--phantom", "classification")
     figures = yield from part(train_classifiers(cases, folder, settings, command, more), 0.2, 1.0)

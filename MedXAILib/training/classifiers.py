@@ -198,6 +198,7 @@ def fields(cases: LabelledCases, settings: ClassificationSettings, command: str,
         "name": f"{title} ({network})",
         "description": f"The {network} network of Kumar & Menkovski 2016, width {settings.width:g}; for research, never for patients.",
         "source": command,
+        **({"license": cases.license} if cases.license else {}),
         "task": "classification",
         "weights": "weights.safetensors",
         "network": {

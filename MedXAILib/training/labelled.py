@@ -46,6 +46,7 @@ class LabelledCases:
     notes: list[str] = field(default_factory=list)
     title: str = ""  # of the package; by default made of the classes
     channel: str = "image"  # what a package calls its input
+    license: str = ""  # of the package, where it is known
     fingerprint: str = ""  # differs when the images, their classes or their groups do
 
 

@@ -18,7 +18,7 @@ from MedXAILib.models.networks import NETWORKS
 from MedXAILib.package import Package
 from MedXAILib.training import classifiers
 from MedXAILib.training.classification import train_classifier
-from MedXAILib.training.classifier_judging import accuracies, confusion, landmark_rows
+from MedXAILib.training.classifier_judging import accuracies, confusion, landmark_rows, probabilities
 from MedXAILib.training.classifiers import epochs_kept, train_images
 from MedXAILib.training.labelled import Labelled, folder_images, split
 from MedXAILib.training.settings import CLASSIFIERS, ClassificationSettings
@@ -525,6 +525,24 @@ def test_training_on_phantoms_writes_what_intensity_alone_reaches(tmp_path, monk
     assert ("lesion", "trained", 4) in rows and ("liver", "random", 8) in rows
     text = (tmp_path / "out/README.md").read_text()
     assert "| heat in the lesion, trained weights, 4 cases (share of the area: 0.062) |" in text and "1.000 |" in text
+
+
+def test_the_sample_classifier_is_what_its_figures_say():
+    from MedXAILib import resources
+    from MedXAILib.demo.classifier import phantom_slices
+
+    folder = resources.path("Models/lesion-classifier")
+    model = load(folder, device="cpu")
+    model.package.verify()
+    assert model.package.weights_path.stat().st_size < 400_000 and model.labels == ("no lesion", "lesion")
+    found = json.loads((folder / "figures.json").read_text())
+    one = found["networks"]["deeper-bn"]
+    assert found["cases"]["test"] >= 60 and 0.75 < one["accuracy"]["value"] < 0.97
+    assert found["threshold"]["accuracy"] < 0.8 and found["command"] == model.package.about["source"]
+    lesion = next(row for row in one["landmarks"] if (row["landmark"], row["weights"]) == ("lesion", "trained"))
+    assert lesion["heat_share_low"] > lesion["area_share"] and lesion["over_random_low"] > 0
+    answers = probabilities(model, [*phantom_slices(1000), *phantom_slices(1001)])
+    assert answers[0, 1] > 0.5 > answers[1, 1]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
