@@ -39,37 +39,48 @@ class MedXAIDeepDream(ScriptedLoadableModule):
 
 
 def registerSampleData():
-    """Offer the tutorial's volume in Sample Data: computed on this computer, nothing is downloaded."""
+    """Offer the tutorials' volumes in Sample Data: computed on this computer, nothing is downloaded."""
     import SampleData
 
-    SampleData.SampleDataLogic.registerCustomSampleDataSource(
-        category="MedXAI",
-        sampleName="MedXAILiverPhantom",
-        thumbnailFileName=str(Path(__file__).resolve().parent / "Resources" / "Icons" / "MedXAILiverPhantom.png"),
-        uris="",
-        fileNames="",
-        nodeNames="",
-        customDownloader=loadPhantom,
-    )
+    for name, load in (("MedXAILiverPhantom", loadPhantom), ("MedXAILesionPhantom", loadLesionPhantom)):
+        SampleData.SampleDataLogic.registerCustomSampleDataSource(
+            category="MedXAI",
+            sampleName=name,
+            thumbnailFileName=str(Path(__file__).resolve().parent / "Resources" / "Icons" / "MedXAILiverPhantom.png"),
+            uris="",
+            fileNames="",
+            nodeNames="",
+            customDownloader=load,
+        )
 
 
-def loadPhantom(_source=None):
-    """Put a made-up abdomen without lesions, and its liver as a segment, into the scene; gives the volume node."""
+def loadPhantom(_source=None, lesions=False):
+    """Put a made-up abdomen, and its liver (and lesions) as segments, into the scene; gives the volume node."""
     from MedXAILib.demo import phantom
     from MedXAILib.demo.run import PATIENT
     from MedXAILib.scene import host, layers, segments
 
     with slicer.util.WaitCursor():
-        made, scene = phantom.case(PATIENT, lesions=False), host.current().scene
-        node = layers.add_volume(scene, made.image, "Liver phantom")
+        made, scene = phantom.case(PATIENT, lesions=lesions), host.current().scene
+        title = "Lesion phantom" if lesions else "Liver phantom"
+        node = layers.add_volume(scene, made.image, title)
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetAutoWindowLevel(False)
         node.GetDisplayNode().SetWindowLevelMinMax(-160, 240)
-        segmentation = segments.add_segmentation(scene, "Liver phantom segmentation", node)
-        liver = made.mask("organ")
-        segments.set_mask(segmentation, "liver", liver, liver.ijk_to_ras, colour=(0.87, 0.51, 0.40))
+        segmentation = segments.add_segmentation(scene, f"{title} segmentation", node)
+        parts = {"liver": ("organ", (0.87, 0.51, 0.40))} | (
+            {"lesion": ("lesion", (0.56, 0.93, 0.56))} if lesions else {}
+        )
+        for name, (label, colour) in parts.items():
+            mask = made.mask(label)
+            segments.set_mask(segmentation, name, mask, mask.ijk_to_ras, colour=colour)
         slicer.util.setSliceViewerLayers(background=node, fit=True)
     return node
+
+
+def loadLesionPhantom(_source=None):
+    """The same with lesions, for classifiers."""
+    return loadPhantom(lesions=True)
 
 
 class MedXAIDeepDreamLogic(ScriptedLoadableModuleLogic):
