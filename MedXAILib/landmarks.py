@@ -46,7 +46,7 @@ def spread(back_projection: np.ndarray) -> np.ndarray:
     """
     size = np.abs(back_projection, dtype=np.float32)
     total = size.sum(dtype=np.float64)
-    return size * np.float32(size.size / total) if total > 0 else size
+    return np.multiply(size, size.size / total, dtype=np.float64).astype(np.float32) if total > 0 else size
 
 
 def heat(back_projections: Sequence[np.ndarray], weight: Sequence[float]) -> np.ndarray:

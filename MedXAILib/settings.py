@@ -329,7 +329,7 @@ class BackprojectSettings(Settings):
         " as Zeiler's unpooling).", choices=("sum", "overwrite"), advanced=True,
     )  # fmt: skip
     randomise: bool = setting(
-        False, "Also replace the weights of the top layers, one layer more at a time, and tell how far the heat map changes.",
+        False, "Also shuffle the weights of the top 1, 2, 4… layers, and tell how far the heat map changes.",
         title="Randomisation check",
     )  # fmt: skip
     batch: int = setting(

@@ -7,10 +7,11 @@ from collections.abc import Sequence as Several
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from ..errors import MedXAIError
 from ..explanation import Curve, Explanation, Layer, Sequence, Step, Steps, Table
-from ..landmarks import coarse_parts, landmark_table, shares, spread, weights, with_rest
+from ..landmarks import ELSEWHERE, coarse_parts, landmark_table, shares, spread, weights, with_rest
 from ..models import prepare
 from ..models.backward import Recording
 from ..models.geometry import fullest_slice
@@ -22,7 +23,7 @@ from .filter_checks import alike, edges, randomised, sampled, silenced
 from .provenance import provenance
 
 #: Bytes of signals that a processor sends back fastest, measured: more at once leave its caches.
-_CACHED = 64 * 2**20
+_CACHED = 128 * 2**20
 
 
 def backproject(model, volumes: list[Volume], settings: BackprojectSettings, landmarks: Several[Volume] = ()) -> Steps:
@@ -78,6 +79,11 @@ def backproject(model, volumes: list[Volume], settings: BackprojectSettings, lan
         recording = Recording(model, prepared.x, layer.output, settings.rule, settings.collisions)
         for done in recording.forward():
             yield Step(0.1 * done, "Computing the network")
+        if not (torch.isfinite(recording.activation).all() and torch.isfinite(recording.logits).all()):
+            raise MedXAIError(
+                f"'{model.package.name}' gives values that are not finite on '{volume.name}'; look at the volume's intensities and the"
+                " 'intensity' in model.json."
+            )
         label = int(recording.logits[0].argmax()) if label is None else label
         scores = score(recording.activation, settings.score)
         ranked = np.argsort(-scores, kind="stable")
@@ -88,9 +94,11 @@ def backproject(model, volumes: list[Volume], settings: BackprojectSettings, lan
         for done, back in returned(recording, filters, batch):
             if back is None:
                 yield Step(0.1 + 0.7 * done, "Sending filters back")
-            else:
-                found.take(*back)
-                yield Step(0.1 + 0.7 * done, "Sending filters back", (), found.preview())
+                continue
+            for one in back[1]:
+                found.take(filters[len(found.shares)], one)
+                yield Step(0.1 + 0.7 * done, "Sending filters back")
+            yield Step(0.1 + 0.7 * done, "Sending filters back", (), found.preview())
         effects, matter = yield from _during(silenced(recording, model, label, filters, settings.seed), 0.8, 0.85)
         change = None
         if settings.randomise:
@@ -134,6 +142,8 @@ def backproject(model, volumes: list[Volume], settings: BackprojectSettings, lan
         filters=len(filters),
         half_heat_area=found.half_area(),
     )
+    if any(one.before or one.after for one in prepared.axes):
+        result.scores["heat_on_padding"] = float(np.nanmean(found.outside)) if found.total else float("nan")
     result.self_checks["filters_matter"] = matter
     result.self_checks["not_edges"] = edges(found.network_heat, prepared.x)
     result.self_checks["filters_differ"] = alike(found.samples)
@@ -200,28 +210,44 @@ class _Found:
         self.start, self.parts, self.maps, self.shares, self.total = None, {}, [], [], 0.0
         self.network_heat = np.zeros(prepared.shape, np.float32)
         self.heat, self._shown, self.samples = None, False, []
+        self.lost, self.outside = 0, []  # filters of which nothing came back; shares of signals that arrived on padding
 
-    def take(self, first: int, signals) -> None:
-        """Signals (n, *network grid) of the filters from number ``first`` on."""
-        for number, one in enumerate(signals, first):
-            patch = self.prepared.map(one, (0,) * one.ndim)
-            if self.heat is None:
-                self.start, shape = patch.start, patch.array.shape
-                self.heat = np.zeros(shape, np.float32)
-                self.parts = (
-                    with_rest({name: mask[patch.box] for name, mask in self.masks.items()})
-                    if self.masks
-                    else {name: part for name, part in coarse_parts(shape).items() if part.any()}
-                )
-            self.shares.append(shares(patch.array, self.parts))
-            if (number + 1) * patch.array.nbytes <= self.settings.memory_budget * 2**20:
-                self.maps.append((number + 1, np.ascontiguousarray(patch.array)))
-            self.samples.append(sampled(one.abs()).cpu().numpy())
-            if patch.array.any():
-                weight = np.float32(self.weight[number])
-                self.heat += weight * spread(patch.array)
-                self.network_heat += weight * spread(one.cpu().numpy())
-                self.total += float(weight)
+    def take(self, filter: int, signal) -> None:
+        """The signal of the next filter, shape of the network's grid."""
+        one, number = signal.cpu().numpy(), len(self.shares)
+        if not np.isfinite(one).all():
+            raise MedXAIError(
+                f"What came back of filter {filter} is not finite; choose a later layer (--layer), another --rule, or leave it out (--only)."
+            )
+        size = np.abs(one)
+        whole, inside = float(size.sum(dtype=np.float64)), float(size[self.prepared.valid].sum(dtype=np.float64))
+        self.lost += not whole
+        self.outside.append(1 - inside / whole if whole else np.nan)
+        patch = self.prepared.map(self._covering(one), (0,) * one.ndim)
+        if self.heat is None:
+            self.start, shape = patch.start, patch.array.shape
+            self.heat = np.zeros(shape, np.float32)
+            self.parts = (
+                with_rest({name: mask[patch.box] for name, mask in self.masks.items()})
+                if self.masks
+                else {name: part for name, part in coarse_parts(shape).items() if part.any()}
+            )
+        self.shares.append(shares(patch.array, self.parts))
+        if (number + 1) * patch.array.nbytes <= self.settings.memory_budget * 2**20:
+            self.maps.append((number + 1, np.ascontiguousarray(patch.array)))
+        self.samples.append(sampled(size, 20_000))
+        if patch.array.any():
+            weight = np.float32(self.weight[number])
+            self.heat += weight * spread(patch.array)
+            self.network_heat += weight * spread(one)
+            self.total += float(weight)
+
+    def _covering(self, one: np.ndarray) -> np.ndarray:
+        """Where the network's grid is finer than the volume's: smoothed, so that nothing between the volume's voxels is lost."""
+        for axis, about in enumerate(self.prepared.axes):
+            if abs(about.step) < 1:
+                one = ndimage.gaussian_filter1d(one, (1 / abs(about.step) - 1) / 2, axis)
+        return one
 
     def combined(self) -> np.ndarray:
         """The heat of the filters that are back."""
@@ -272,7 +298,7 @@ def _masks(landmarks, volume) -> dict[str, np.ndarray]:
     found = {}
     for one in landmarks:
         name, number = one.name, 1
-        while name in (*found, "rank", "filter"):  # the other columns of the table of shares
+        while name in (*found, ELSEWHERE, "rank", "filter"):  # the other rows and columns of the tables
             number += 1
             name = f"{one.name} ({number})"
         found[name] = annotation(one, volume)
@@ -313,19 +339,31 @@ def _during(steps, start: float, stop: float):
 
 def _notes(result, recording, found, settings, filters) -> None:
     rules, notes = recording.rules, result.notes
-    least = float(recording.activation.min())
-    if least < 0 and recording.activation[:, filters].min() < 0:
+    least = float(recording.activation[:, filters].min())
+    if least < 0 and (settings.rule == "gradient" or not recording.rectified):
         notes.append(
             f"The layer's output is not rectified (its least value is {least:.3g}); negative activations were sent back with their sign."
+        )
+    if recording.autocast:
+        notes.append("The network asks for less precision in parts (autocast); here everything was computed in full.")
+    if result.scores.get("heat_on_padding", 0) > 0.01:
+        notes.append(
+            f"{result.scores['heat_on_padding']:.0%} of what came back arrived on the padding about the image (mean over filters) and is not in the map."
+        )
+    absent = [name for name, part in found.parts.items() if not part.any()]
+    if absent:
+        notes.append(f"No voxel of these landmarks lies where the network looked: {', '.join(absent)}.")
+    if not found.total and found.lost < len(filters):
+        notes.append(
+            "The heat map is empty: no filter from which something came back has a positive score (--combine equal takes them all)."
         )
     silent = sum(not recording.activation[:, one].any() for one in filters)
     if silent:
         notes.append(
             f"{silent} of the {len(filters)} filters are silent on this image (0 everywhere): they say nothing."
         )
-    lost = int(np.isnan(np.asarray(found.shares, float)).any(1).sum()) - silent
-    if lost > 0:
-        notes.append(f"Of {lost} filters nothing reached the image; they are left out of the heat map.")
+    if found.lost > silent:
+        notes.append(f"Of {found.lost - silent} filters nothing reached the image; they are left out of the heat map.")
     if not rules.rectifiers:
         notes.append("There is no rectifier between image and layer, so the three rules give the same maps.")
     if rules.derivatives:

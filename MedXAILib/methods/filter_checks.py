@@ -14,8 +14,7 @@ from ..landmarks import spread, weights
 from ..models import graph as graphs
 from ..models.backward import Recording
 
-DRAWS = 20  # sets of other filters: the strongest beat all of them by chance in one of 21 cases
-_SAMPLE = 200_000  # voxels of a rank correlation at most, evenly taken
+DRAWS = 20  # sets of as many filters drawn from all: the strongest beat all of them by chance in one of 21 cases
 Checking = Generator[tuple[float, str], None, object]
 
 
@@ -26,17 +25,19 @@ def silenced(recording: Recording, model, label: int, filters: Sequence[int], se
     Returns
     -------
     effects, check : list of float, dict
-        NaN and not done where convolutions follow the layer, since the rest of the network would have to be computed as often.
+        NaN and not done where convolutions larger than 1 follow the layer, since the rest of the network would have to be computed as often.
     """
     from .backproject import log_odds
 
     count = recording.activation.shape[1]
     meaning = f"Fall of the label's log-odds when the {len(filters)} filters are silenced"
-    deep = any("conv" in graphs.operation(node) for node in recording.later)
+    deep = any(_wide(node) for node in recording.later)
     answered = graphs.picked(recording.traced, model.package.output.key) in recording.later
     if deep or not answered:
         why = (
-            "not computed: convolutions follow the layer" if answered else "0: the answer does not depend on this layer"
+            "not computed: larger convolutions follow the layer"
+            if answered
+            else "0: the answer does not depend on this layer"
         )
         return [float("nan")] * len(filters), {"value": None, "passed": None, "meaning": f"{meaning} ({why})."}
     before = float(log_odds(model, recording.logits, label))
@@ -65,9 +66,15 @@ def silenced(recording: Recording, model, label: int, filters: Sequence[int], se
     }
 
 
+def _wide(node) -> bool:
+    """Whether a node is a convolution of more than one voxel."""
+    weight = graphs.arguments(node).get("weight") if "conv" in graphs.operation(node) else None
+    return weight is not None and math.prod(graphs.shape_of(weight)[2:]) > 1
+
+
 def edges(heat: np.ndarray, x: torch.Tensor) -> dict:
     """The rank correlation of a heat map (*spatial) with the image's own gradient magnitude, x (1, C, *spatial): an edge detector needs no network."""
-    image = x[0].cpu().numpy()
+    image = x[0].double().cpu().numpy()
     axes = [axis for axis in range(1, image.ndim) if image.shape[axis] > 1]
     size = sum(np.square(np.gradient(image, axis=axis)) for axis in axes).sum(0) if axes else np.zeros(image.shape[1:])
     value = rank_correlation(heat, size)
@@ -91,13 +98,25 @@ def alike(magnitudes: Sequence[np.ndarray]) -> dict:
     }
 
 
-def sampled(a):
-    """At most 200,000 voxels of an array or tensor, evenly taken."""
-    return a.reshape(-1)[:: -(-math.prod(a.shape) // _SAMPLE)]
+def sampled(a: np.ndarray, most: int = 200_000) -> np.ndarray:
+    """At most so many voxels of an array, evenly taken, at a step that keeps to no column."""
+    step = -(-a.size // most)
+    while math.gcd(step, a.size) > 1:
+        step += 1
+    return a.reshape(-1)[::step]
+
+
+def _weights_of(node, path) -> set[str]:
+    """The constants that a convolution's or linear layer's weights and bias are made of."""
+    name = graphs.operation(node)
+    if "conv" not in name and name not in ("linear", "addmm", "mm", "matmul", "bmm", "baddbmm"):
+        return set()
+    beside = [one for one in node.all_input_nodes if one not in path]
+    return {one.target for source in beside for one in graphs.leading(source) if one.op == "get_attr"}
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, over at most 200,000 voxels evenly taken; NaN where one is flat."""
+    """Spearman's, over at most 200,000 voxels, evenly taken; NaN where one is flat."""
     a, b = sampled(a), sampled(b)
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
@@ -107,8 +126,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 def randomised(model, x, layer: str, settings, filters: Sequence[int], heat: np.ndarray, batch: int) -> Checking:
     """The cascading randomisation of Adebayo et al. 2018: the weights of the top layers are replaced, more and more of them.
 
-    Each convolution's weights (and biases) are shuffled, which keeps their distribution; normalisation stays. The strongest filters are
-    chosen anew, unless the settings name them.
+    The weights (and biases) of each convolution and linear layer are shuffled, which keeps their distribution; normalisation stays. The strongest
+    filters are chosen anew, unless the settings name them.
 
     Parameters
     ----------
@@ -118,24 +137,25 @@ def randomised(model, x, layer: str, settings, filters: Sequence[int], heat: np.
     Returns
     -------
     table, check : Table, dict
-        ``layers`` top convolutions replaced (0: only what comes after the layer), the lowest of them, Spearman correlation of the heat maps, and the
+        ``layers`` top layers replaced (0: only what comes after the layer), the lowest of them, Spearman correlation of the heat maps, and the
         share of the strongest filters that stay.
     """
     from .backproject import returned, score
 
     plain = Recording(model, x, layer)
-    convolutions = [node for node in plain.path if "conv" in graphs.operation(node)]
+    weighted = {node: found for node in plain.path if (found := _weights_of(node, plain.path))}
     shuffled, generator = {}, torch.Generator().manual_seed(settings.seed)
-    for node in reversed(convolutions):
-        for source in node.all_input_nodes:
-            if source.op == "get_attr" and source.target not in shuffled:
-                value = getattr(plain.traced, source.target)
+    for targets in reversed(weighted.values()):
+        for target in targets:
+            if target not in shuffled:
+                value = getattr(plain.traced, target)
                 order = torch.randperm(value.numel(), generator=generator).to(value.device)
-                shuffled[source.target] = value.reshape(-1)[order].reshape(value.shape)
-    counts = sorted({min(2**n, len(convolutions)) for n in range(len(convolutions).bit_length() + 1)})
+                shuffled[target] = value.reshape(-1)[order].reshape(value.shape)
+    layers = list(weighted)
+    counts = sorted({min(2**n, len(layers)) for n in range(len(layers).bit_length() + 1)} - {0})
     rows = {"layers": [0], "layer": ["(after the layer)"], "spearman": [1.0], "same_filters": [1.0]}
     for number, count in enumerate(counts):
-        some = {source.target for node in convolutions[-count:] for source in node.all_input_nodes}
+        some = {target for node in layers[-count:] for target in weighted[node]}
         recording = Recording(
             model, x, layer, settings.rule, settings.collisions, {name: value for name, value in shuffled.items() if name in some}
         )  # fmt: skip
@@ -150,14 +170,16 @@ def randomised(model, x, layer: str, settings, filters: Sequence[int], heat: np.
                     other += np.float32(share[at]) * spread(one.cpu().numpy())
             yield (number + 0.2 + 0.8 * done) / len(counts), "Randomising layers"
         rows["layers"].append(count)
-        rows["layer"].append(convolutions[-count].name)
+        rows["layer"].append(layers[-count].name)
         rows["spearman"].append(rank_correlation(heat, other))
         rows["same_filters"].append(len(set(filters) & set(chosen)) / len(filters))
+    if not layers:
+        return Table("Randomisation of the top layers", rows), {"value": None, "passed": None, "meaning": "Not done: no layer's weights could be told from the program."}  # fmt: skip
     last = rows["spearman"][-1]
     return Table("Randomisation of the top layers", rows), {
         "value": last,
         "passed": None if np.isnan(last) else last < 0.5,
-        "meaning": f"Spearman correlation of the heat with that of the network whose {len(convolutions)} convolutions are all shuffled ({rows['spearman'][1]:.2f} with the"
-        " last one alone, 1 with what comes after the layer: the map does not depend on that at all). Passed below 0.5; deconvnet and guided"
+        "meaning": f"Spearman correlation of the heat with that of the network whose {len(layers)} convolutions and linear layers are all shuffled ({rows['spearman'][1]:.2f} with"
+        " the last one alone, 1 with what comes after the layer: the map does not depend on that at all). Passed below 0.5; deconvnet and guided"
         " maps are known to fail.",
     }

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from ..errors import MedXAIError
 from . import graph as graphs
-from .backward_rules import CannotSend, Rules, Signal, pure
+from .backward_rules import RECTIFIERS, CannotSend, Rules, Signal, pure
 
 _SWITCHES = (
     "set_grad_enabled",
@@ -53,7 +53,10 @@ class Recording:
     activation : Tensor, shape (1, filters, *low)
         The layer's output; after `forward`.
     logits : Tensor, shape (1, labels)
-        The network's answer; after `forward`.
+        The network's answer, in full precision throughout; after `forward`.
+    rectified, autocast : bool
+        Whether the layer is itself a rectifier (or of their kin), which the rule applies to first; whether the network asks for less
+        precision somewhere.
     """
 
     def __init__(
@@ -64,8 +67,11 @@ class Recording:
         *self.nodes, self.out = self.traced.graph.nodes
         self.layer = next(node for node in self.nodes if node.name == layer)
         self.source = next(node for node in self.nodes if node.op == "placeholder")
-        leading, moving = graphs.leading(self.layer), _following(self.nodes, self.source)
-        self.later = _following(self.nodes, self.layer) - {self.layer}
+        leading, moving = graphs.leading(self.layer), graphs.following(self.nodes, self.source)
+        answer = graphs.picked(self.traced, model.package.output.key)
+        self.later = (graphs.following(self.nodes, self.layer) - {self.layer}) & graphs.leading(answer)
+        self.rectified = graphs.operation(self.layer).removesuffix("_") in RECTIFIERS
+        self.autocast = any("enter_autocast" in str(node.target) for node in self.nodes)
         self.path = [node for node in self.nodes if node in moving and node in leading]
         if not self.path:
             raise MedXAIError(
@@ -122,8 +128,10 @@ class Recording:
                 return pure(node)(*args, **kwargs)
         except CannotSend as reason:
             raise self._refusal(node, str(reason)) from None
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise self.model.refusal(error, self.x) from error
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            if node not in path or "memory" in str(error):
+                raise self.model.refusal(error, self.x) from error
+            raise self._refusal(node, str(error).splitlines()[0][:200]) from error
 
     # ---- and back ----------------------------------------------------------------------------------------------------
 
@@ -170,12 +178,22 @@ class Recording:
         return _added(there, one, graphs.shape_of(node))
 
     def bytes_per_filter(self) -> int:
-        """The most memory that the signals of one filter take at once on their way back, float32."""
-        waiting, most = {self.layer}, 0
+        """About the most memory that one filter takes on its way back, float32: its signals, and as much again for what makes them."""
+        waiting, most, narrow = {self.layer}, 0, {self.layer}  # narrow: in one channel still
+
+        def size(node):
+            shape = graphs.shape_of(node) or (0,)
+            return 8 * math.prod(shape) // (shape[1] if node in narrow else 1)
+
         for node in reversed(self.path):
-            here = waiting | {one for one in node.all_input_nodes if one in self._back or one is self.source}
-            most = max(most, sum(4 * math.prod(graphs.shape_of(one) or (0,)) for one in here))
-            waiting = here - {node}
+            sources = {one for one in node.all_input_nodes if one in self._back or one is self.source}
+            if node in narrow and node in self.rules.channelwise:
+                narrow |= sources
+            elif node in narrow and not self.rules.takes_one_channel(node):
+                narrow.remove(node)
+            waiting |= sources
+            most = max(most, sum(map(size, waiting)))
+            waiting.discard(node)
         return most
 
     # ---- what cannot be done -----------------------------------------------------------------------------------------
@@ -212,12 +230,3 @@ class Recording:
 
 def _added(there: Signal | None, one: Signal, shape) -> Signal:
     return one if there is None else Signal(there.wide(shape) + one.wide(shape))
-
-
-def _following(nodes, start) -> set[fx.Node]:
-    """``start`` and the nodes that depend on it."""
-    found = {start}
-    for node in nodes:
-        if any(one in found for one in node.all_input_nodes):
-            found.add(node)
-    return found

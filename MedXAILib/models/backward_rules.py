@@ -39,7 +39,9 @@ _STEPS = {
 #: Operations whose way back is the same for every image, beside convolutions, averages and views.
 _LINEAR = {
     "add", "sub", "neg", "rsub", "cat", "concat", "stack", "sum", "mean", "linear", "pad", "constant_pad_nd", "clone", "flip", "roll", "getitem",
+    "_native_batch_norm_legit_no_training",
 } | graphs.VIEWS  # fmt: skip
+_CONVOLUTION = {"weight", "stride", "padding", "dilation", "groups"}  # arguments
 _CONV, _UNCONV = (
     (None, F.conv1d, F.conv2d, F.conv3d),
     (None, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
@@ -83,7 +85,8 @@ class Rules:
     """How signals go back, and what was met on the way.
 
     ``rectifiers``, ``derivatives`` and ``stopped`` count the operations that follow the rule, that take their derivative at the image, and that
-    let nothing back; ``overlapping`` the max-poolings with windows that share a switch, ``colliding`` the windows that do.
+    let nothing back; ``overlapping`` the max-poolings with windows that share a switch, ``colliding`` the windows that do. ``channelwise`` are the
+    nodes whose channels do not mix.
     """
 
     rule: str = "deconvnet"
@@ -93,7 +96,13 @@ class Rules:
     stopped: Counter = field(default_factory=Counter)
     overlapping: int = 0
     colliding: int = 0
+    channelwise: set[fx.Node] = field(default_factory=set)
     _transposes: dict = field(default_factory=dict)
+
+    def takes_one_channel(self, node: fx.Node) -> bool:
+        """Whether a signal in one channel goes back through a node without the others being written down."""
+        transpose = self._transposes.get(node)
+        return transpose is not None and transpose.narrow
 
     def record(self, node: fx.Node, values: dict, moved: Collection[fx.Node]) -> tuple[object, Back | None]:
         """Compute a node, and how signals go back through it.
@@ -120,13 +129,15 @@ class Rules:
             given = fx.node.map_arg(graphs.arguments(node), values.__getitem__)
             special = self._special(node, name, sources[0], given)
             if special is not None:
+                self.channelwise |= {node} - self._transposes.keys()
                 return special
         return self._island(node, name or getattr(node.target, "__name__", ""), sources, values)
 
     def _special(self, node, name, source, given):
         """Operations with a rule of their own; None for others."""
         x = next(iter(given.values()))
-        if name in RECTIFIERS and given.get(_CUTS.get(name), 0) == 0:
+        cut = given.get(_CUTS.get(name), 0)
+        if name in RECTIFIERS and isinstance(cut, (int, float)) and cut == 0:
             self.rectifiers[name] += 1
             return self._rectifier(node, source, given)
         if name.startswith(("max_pool", "adaptive_max_pool")) and x.ndim == 2 + int(name[name.index("pool") + 4]):
@@ -141,7 +152,7 @@ class Rules:
                 return _call(node, given), lambda signal: [(source, signal)]
             scale = scale.reshape(1, -1, *[1] * (x.ndim - 2))
             return _call(node, given), lambda signal: [(source, Signal(signal.values * signal.like(scale), signal.channels))]  # fmt: skip
-        if "conv" in name and not isinstance(given["padding"], str) and x.ndim == given["weight"].ndim:
+        if _CONVOLUTION <= given.keys() and not isinstance(given["padding"], str) and x.ndim == given["weight"].ndim:
             back = self._transposes[node] = _Transpose(given, tuple(x.shape), graphs.shape_of(node))
             return _call(node, given), lambda signal: [(source, back(signal))]
         return None
@@ -169,9 +180,9 @@ class Rules:
         kind = "adaptive_max_pool" if name.startswith("adaptive") else "max_pool"
         options = dict(zip(("stride", "padding", "dilation", "ceil_mode"), rest)) if kind == "max_pool" else {}
         options = {key: value for key, value in options.items() if value != []}  # the operation's own "as the kernel"
-        value, at = getattr(F, f"{kind}{x.ndim - 2}d")(x, size, **options, return_indices=True)
+        value, switches = getattr(F, f"{kind}{x.ndim - 2}d")(x, size, **options, return_indices=True)
         low, number = tuple(x.shape[2:]), math.prod(x.shape[2:])
-        at, keep = at.flatten(2), None
+        at, keep = switches.flatten(2), None
         windows = torch.zeros((*at.shape[:2], number), dtype=torch.int32, device=x.device)
         windows.scatter_add_(2, at, torch.ones_like(at, dtype=torch.int32))
         shared = windows.gather(2, at) > 1
@@ -190,7 +201,7 @@ class Rules:
             return [(source, Signal(full.unflatten(3, low), signal.channels))]
 
         several = any(user.target is operator.getitem for user in node.users)
-        return ((value, at), lambda signal: back(signal[0])) if several else (value, back)
+        return ((value, switches), lambda signal: back(signal[0])) if several else (value, back)
 
     def _island(self, node, name, sources, values):
         """Any other operation: the derivative that autograd knows of this one node."""
@@ -211,7 +222,8 @@ class Rules:
             if leaves:
                 self.stopped[name] += 1
             return value, None
-        linear = name in _LINEAR or (name in ("mul", "div") and sources == node.all_input_nodes[:1])
+        moving = [one for one in (*node.args, *node.kwargs.values()) if one in leaves] if name in ("mul", "div") else ()
+        linear = name in _LINEAR or (len(moving) == 1 and (name == "mul" or node.args[0] in leaves))
         if not linear and not any(word in name for word in ("conv", "avg_pool", "upsample", "pad")):
             self.derivatives[name] += 1
 
@@ -248,7 +260,7 @@ def _call(node, given):
 
 
 def _real(value) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 class _Transpose:
@@ -256,7 +268,10 @@ class _Transpose:
 
     def __init__(self, given, shape, out):
         self.weight, self.groups, self.shape, self.out = given["weight"], given["groups"], shape, out
-        self.upward = given.get("transposed", "output_padding" in given)  # the convolution is itself a transposed one
+        self.upward: bool = given.get(
+            "transposed", "output_padding" in given
+        )  # the convolution is itself a transposed one
+        self.narrow = self.groups == 1 and not self.upward
         dims = self.dims = len(shape) - 2
         self.stride, self.padding, self.dilation = (
             list(given[name]) * (dims if len(given[name]) == 1 else 1) for name in ("stride", "padding", "dilation")
@@ -278,7 +293,7 @@ class _Transpose:
             found = _CONV[self.dims](g.flatten(0, 1), self.weight, None, *more[:2], self.dilation, self.groups)
             inside = (slice(None), slice(None), *(slice(n) for n in self.shape[2:]))
             return Signal(found[inside].unflatten(0, g.shape[:2]))
-        if signal.channels is not None and self.groups == 1:  # each row needs the weights of one filter only
+        if signal.channels is not None and self.narrow:  # each row needs the weights of one filter only
             rows = zip(signal.values, signal.channels.tolist())
             return Signal(
                 torch.stack(

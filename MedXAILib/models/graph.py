@@ -256,6 +256,15 @@ def leading(answer) -> set[fx.Node]:
     return found
 
 
+def following(nodes, start) -> set[fx.Node]:
+    """``start`` and the nodes that depend on it."""
+    found = {start}
+    for node in nodes:
+        if any(one in found for one in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def answering(answer) -> set[fx.Node]:
     """The nodes from which the answer comes without another convolution in between, the last convolutions included."""
     found, waiting = set(), [answer] if answer is not None else []

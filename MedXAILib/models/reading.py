@@ -82,18 +82,26 @@ def last_map(model, shape: Sequence[int]) -> graphs.Layer:
     known = {one.name: one for one in graphs.layers(traced, model.module, key)}
     source = next(node for node in traced.graph.nodes if node.op == "placeholder")
     image, answer = graphs.shape_of(source), graphs.picked(traced, key)
-    own, node = graphs.answering(answer), answer
-    if not any(one.kind in graphs.CONVOLUTIONS and one.output for one in known.values()):
+    own, waiting = graphs.answering(answer), {answer}
+    convolutions = [one for one in known.values() if one.kind in graphs.CONVOLUTIONS]
+    if not convolutions:
         raise MedXAIError(f"'{name}' has no convolution, so it has no filters to send back.")
-    while node is not None and node is not source:
+    if not any(one.output for one in convolutions):
+        raise MedXAIError(
+            f"The convolutions of '{name}' are computed on another batch than the image, so they have no maps of it to send back."
+        )
+    moving = graphs.following(traced.graph.nodes, source)
+    for node in reversed(traced.graph.nodes):
+        if node not in waiting or node is source:
+            continue
+        waiting.remove(node)
         one, size = known.get(node.name), graphs.shape_of(node) or ()
         spatial = len(size) == len(image) and size[0] == image[0] and math.prod(size[2:]) > 1
         whole = one is not None and one.kind not in ("pooling", "dropout", "softmax", "attention")
-        if spatial and whole and not (one.kind in graphs.CONVOLUTIONS and node in own):
+        if not waiting and spatial and whole and not (one.kind in graphs.CONVOLUTIONS and node in own):
             block = next((b for b in known.values() if b.number and b.output == node.name), one)
             return replace(block, shape=size[1:], output=node.name)
-        before = [n for n in node.all_input_nodes if source in graphs.leading(n)]
-        node = before[0] if len(before) == 1 else None
+        waiting |= {n for n in node.all_input_nodes if n in moving}
     blocks = [one for one in known.values() if one.number and math.prod(one.shape[1:]) > 1]
     if blocks:
         return blocks[-1]

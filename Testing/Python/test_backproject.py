@@ -17,6 +17,7 @@ from MedXAILib.errors import MedXAIError
 from MedXAILib.explanation import run
 from MedXAILib.landmarks import coarse_parts, heat, landmark_table, shares, spread, weights, with_rest
 from MedXAILib.methods import REGISTRY, explain
+from MedXAILib.methods.filter_checks import sampled
 from MedXAILib.models import load
 from MedXAILib.package import write_package
 from MedXAILib.settings import BackprojectSettings
@@ -336,6 +337,175 @@ def test_stopping_puts_the_network_back():
     assert not network.training
     steps.close()
     assert network.training and all(p.requires_grad for p in network.parameters())
+
+
+def test_the_checks_judge_what_the_answer_reads():
+    class Two(nn.Module):  # a decoder beside the classes
+        def __init__(self):
+            super().__init__()
+            self.conv, self.decoder, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3), Head(4)
+
+        def forward(self, x):
+            y = F.relu(self.conv(x))
+            return {"image": self.decoder(y), "classes": self.head(y)}
+
+    model = classifier(Two(), output={"key": "classes"})
+    result = backproject(model, image())
+    assert not np.isnan(result.tables["filters"].columns["effect"]).any()
+    assert result.self_checks["filters_matter"]["value"] is not None
+
+
+def test_log_odds_of_three_labels():
+    network = stack()
+    network[-1] = Head(6, 3)
+    result = backproject(classifier(network, labels=3), image(), label="label 1")
+    p = result.tables["classes"].columns["probability"][1]
+    assert result.scores["log_odds"] == pytest.approx(np.log(p / (1 - p)), rel=1e-5)
+
+
+def test_weights_behind_another_operation_are_shuffled_too():
+    torch.manual_seed(0)
+    norm = torch.nn.utils.parametrizations.weight_norm
+    network = nn.Sequential(
+        norm(nn.Conv2d(1, 6, 3, bias=False)), nn.ReLU(), norm(nn.Conv2d(6, 8, 3, bias=False)), nn.ReLU(), Head(8)
+    )
+    table = (
+        backproject(classifier(network), image((1, 24, 24)), filters=3, randomise=True).tables["randomisation"].columns
+    )
+    assert table["layers"] == [0, 1, 2] and max(table["spearman"][1:]) < 0.99
+
+
+def test_randomisation_keeps_to_the_filters_that_were_named():
+    model = classifier(stack(widths=(4, 12), seed=2))
+    named = backproject(model, image((1, 24, 24)), only=(3, 5), randomise=True).tables["randomisation"].columns
+    assert named["same_filters"] == [1.0] * 3
+    strongest = backproject(model, image((1, 24, 24)), filters=2, randomise=True).tables["randomisation"].columns
+    assert min(strongest["same_filters"]) < 1
+
+
+def test_samples_keep_to_no_column():
+    for shape in ((512, 512), (800, 1000), (64, 64, 64), (30, 20)):
+        columns = sampled(np.broadcast_to(np.arange(shape[-1]), shape).copy(), 20_000)
+        assert len(np.unique(columns)) == shape[-1] and len(columns) <= 20_000
+
+
+def test_half_of_the_heat_and_its_range():
+    result = backproject(classifier(Looks()), image(), only=(0,))
+    ordered = np.sort(np.clip(image().array, 0, None).astype(float)[:, :8, :8].ravel())[::-1]
+    needed = int(np.searchsorted(ordered.cumsum(), ordered.sum() / 2)) + 1
+    assert result.scores["half_heat_area"] == pytest.approx(needed / 256)
+    layer = result.maps["heat"]
+    assert (layer.low, layer.least) == (0, 1) and layer.high == pytest.approx(np.percentile(layer.volume.array, 99.5))
+
+
+def test_the_batch_is_what_the_budget_and_the_caches_allow():
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 40, 3, padding=1), nn.ReLU(), Head(40)
+    )
+    model, volume = classifier(network), image((1, 256, 256))
+    each = 2 * 4 * 16 * 256 * 256  # bytes: 8 MB
+    for budget, expected in ((1, 1), (20, 20 * 2**20 // each), (1024, 128 * 2**20 // each)):
+        assert backproject(model, volume, filters=30, memory_budget=budget).provenance["batch"] == expected
+
+
+def test_what_is_not_finite_is_refused():
+    network = stack()
+    with torch.no_grad():
+        network[0].weight *= 1e30
+        network[3].weight *= 1e30
+    with pytest.raises(
+        MedXAIError, match="gives values that are not finite on 'image'; look at the volume's intensities"
+    ):
+        backproject(classifier(network), image())
+    torch.manual_seed(0)
+    root = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.LPPool2d(2, 2), nn.Conv2d(4, 4, 3), nn.ReLU(), Head(4))
+    with torch.no_grad():
+        root[0].bias -= 100  # 0 everywhere: the root's slope is infinite
+        root[3].bias += 1
+    with pytest.raises(MedXAIError, match=r"What came back of filter \d is not finite; choose a later layer"):
+        backproject(classifier(root), image())
+    assert np.isfinite(spread(np.full((1, 8, 8), 1e-40, np.float32))).all()
+
+
+def test_what_arrives_on_padding_is_told():
+    model = classifier(stack(), input={"size": [64, 64], "fit": "pad"})
+    result = backproject(model, image((1, 12, 12)))
+    assert result.scores["heat_on_padding"] > 0.3
+    assert any("arrived on the padding" in note for note in result.notes)
+    assert "heat_on_padding" not in backproject(classifier(stack()), image()).scores
+
+
+def test_a_finer_grid_of_the_network_loses_nothing():
+    class Corner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 1, 4, stride=4, bias=False), Head(1)
+            with torch.no_grad():
+                self.conv.weight.zero_()
+                self.conv.weight[0, 0, 0, 0] = 1
+
+        def forward(self, x):
+            return self.head(F.relu(self.conv(x)))
+
+    array = np.ones((1, 16, 16), np.float32)
+    array[:, :8] = 3
+    result = backproject(
+        classifier(Corner(), input={"size": [64, 64], "fit": "resize"}), Volume(array, MATRIX, "steps"), filters=1
+    )
+    found = result.maps["heat"].volume.array[0]
+    assert not any("nothing reached" in note for note in result.notes)
+    assert found[:6].mean() / found[10:].mean() == pytest.approx(3, rel=0.15)  # linear interpolation, borders
+    assert np.ptp(found[:6, 2:-2]) < 0.5 * found[:6].mean()  # spread over the voxels, not in every fourth
+
+
+def test_notes_of_what_was_lost():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), Head(4))
+    with torch.no_grad():
+        network[2].weight.abs_()
+        network[2].weight[1] *= -1  # lives from its bias: the deconvnet lets no negative signal through
+        network[2].bias[:] = 50
+    result = backproject(classifier(network), image(), filters=4)
+    assert any("Of 1 filters nothing reached the image" in note for note in result.notes)
+    assert result.tables["landmarks"].columns["of"] == [3] * 3
+    volume = image((5, 16, 16))
+    bone = np.zeros(volume.shape, np.uint8)
+    bone[1] = 1
+    result = backproject(classifier(Looks()), volume, (volume.with_array(bone, "bone"),), slice="k:3")
+    assert any("No voxel of these landmarks" in note and "bone" in note for note in result.notes)
+
+
+def test_an_empty_heat_map_is_explained():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Head(2))
+    with torch.no_grad():
+        network[0].weight.zero_()
+        network[0].bias[:] = torch.tensor([50.0, -90.0])
+        network[0].weight[1, 0, 1, 1] = 1
+    result = backproject(classifier(network), image(), combine="activation")
+    assert not result.maps["heat"].volume.array.any()
+    assert any("The heat map is empty" in note for note in result.notes)
+
+
+def test_less_precision_in_the_network_is_told():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3), Head(4)
+
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = F.relu(self.conv(x))
+            return self.head(y.float())
+
+    assert any("less precision" in note for note in backproject(classifier(Half()), image()).notes)
+
+
+def test_a_landmark_may_have_any_name():
+    volume = image()
+    given = [quarter(volume, slice(0, 8), slice(0, 8), name) for name in ("elsewhere", "rank", "elsewhere")]
+    table = backproject(classifier(Looks()), volume, given).tables["landmarks"].columns
+    assert table["landmark"] == ["elsewhere (2)", "rank (2)", "elsewhere (3)", "elsewhere"]
+    assert table["area_share"] == [0.25, 0.25, 0.25, 0.75]
 
 
 # ---- landmarks -------------------------------------------------------------------------------------------------------

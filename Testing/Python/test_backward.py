@@ -366,3 +366,110 @@ def test_a_layer_beside_the_image_is_refused():
 
     with pytest.raises(MedXAIError, match="does not depend on the image"):
         record(classifier(Net()), torch.randn(1, 1, 8, 8), "tanh")
+
+
+# ---- found by a stern reader -----------------------------------------------------------------------------------------
+
+
+class Fourier(nn.Module):
+    """Complex numbers on the way, beside a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), Head(4)
+
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        return self.head(F.relu(self.b(y + 2 * torch.fft.irfft2(torch.fft.rfft2(y), s=y.shape[2:]))))
+
+
+class Unpooled(nn.Module):
+    """Switches that the network itself reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), Head(4)
+
+    def forward(self, x):
+        y, at = F.max_pool2d(F.relu(self.a(x)), 2, return_indices=True)
+        return self.head(F.relu(self.b(F.max_unpool2d(3 * y, at, 2))))
+
+
+class Cut(nn.Module):
+    """A cut at a tensor, and a square."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Conv2d(1, 4, 3, padding=1), Head(4)
+
+    def forward(self, x):
+        y = torch.clamp(self.a(x), min=torch.full((4, 1, 1), -0.1))
+        return self.head(F.relu(y * y))
+
+
+@pytest.mark.parametrize("net", [Fourier, Unpooled, Cut])
+def test_rare_operations_keep_their_true_gradient(net):
+    torch.manual_seed(0)
+    model, x = classifier(net()), torch.randn(1, 1, 12, 12)
+    layer = last_map(model, (12, 12)).output
+    found, expected = sent(model, x, (0, 1, 2, 3), rule="gradient"), by_autograd(model, x, layer, (0, 1, 2, 3))
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
+    if net is Cut:
+        assert record(model, x).rules.derivatives == {"clamp": 1, "mul": 1}
+
+
+class Headed(nn.Module):
+    """A residual map under heads that read it in more than one way."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.a, self.b, self.norm, self.how = (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            head,
+        )
+        self.linear = nn.Linear(8 if head == "both poolings" else 4, 2)
+
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        y = F.relu(y + self.norm(self.b(y)))
+        mean = y.mean((2, 3))
+        if self.how == "both poolings":
+            return self.linear(torch.cat([mean, y.amax((2, 3))], 1))
+        if self.how == "cosine":
+            return self.linear(mean / mean.norm(dim=1, keepdim=True))
+        return self.linear(mean + y.std((2, 3)))
+
+
+@pytest.mark.parametrize("head", ["both poolings", "cosine", "mean and spread"])
+def test_the_last_map_under_heads_that_read_it_twice(head):
+    assert last_map(classifier(Headed(head)), (12, 12)).output == "relu_1"
+
+
+def test_the_last_map_before_the_scores_of_a_convolutional_answer():
+    network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layer = last_map(classifier(network), (12, 12))
+    assert layer.shape == (6, 10, 10) and layer.output == "relu"
+
+
+def test_convolutions_on_another_batch_are_told_apart_from_none():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 2)
+
+        def forward(self, x):  # four quarters as a batch
+            y = x.reshape(4, 1, 6, 6)
+            return self.linear(F.relu(self.conv(y)).mean((2, 3)).mean(0, keepdim=True))
+
+    with pytest.raises(MedXAIError, match="computed on another batch than the image"):
+        last_map(classifier(Folded()), (12, 12))
+
+
+def test_memory_of_one_filter_is_that_of_its_largest_signals():
+    network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.ReLU(), Head(4))
+    recording = record(classifier(network), torch.randn(1, 1, 32, 32))
+    # the rectifier's signal and the one before it, 8 channels each, and as much again
+    assert recording.bytes_per_filter() == 2 * 4 * (8 + 8) * 32 * 32
