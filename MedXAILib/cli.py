@@ -289,7 +289,14 @@ def _tell(explanation, folder, scene, as_json):
 
     scores = plain(explanation.scores)
     if "predicted" in explanation.provenance:
-        print("  label: {label}; the network answers {predicted}".format(**explanation.provenance))
+        about = explanation.provenance
+        layer = about["layer"]
+        print("  label: {label}; the network answers {predicted}".format(**about))
+        print(
+            f"  layer: {layer['name']}"
+            + f" (module {layer['path']})" * bool(layer["path"])
+            + f", slice {about['slice']}" * bool(about["slice"])
+        )
     for name, score in scores.items():
         if name.removesuffix("_low").removesuffix("_high") != name and name.rpartition("_")[0] in scores:
             continue  # told with the figure it is the interval of

@@ -270,7 +270,7 @@ class _Found:
 
     def heat_layer(self) -> Layer:
         high = float(np.percentile(self.combined(), 99.5))
-        return Layer(self._whole(), "positive", "Heat [times an even spread]", 0.0, max(high, 2.0), least=1.0)
+        return Layer(self._whole(), "positive", "Heat [× even]", 0.0, max(high, 2.0), least=1.0)
 
     def sequence(self, filters) -> Sequence:
         volume = self.prepared.volume
@@ -316,7 +316,7 @@ def _layer(model, settings, shape):
     else:
         layer = last_map(model, shape)
     count = layer.shape[0]
-    told = f"The layer '{layer.path or layer.name}' of '{model.package.name}' has {count} filters"
+    told = f"The layer '{layer.name}' of '{model.package.name}' has {count} filters"
     if not settings.only and settings.filters > count:
         raise MedXAIError(
             f"{told}, and {settings.filters} were asked for; ask for {count} or fewer (--filters {count})."
@@ -356,6 +356,13 @@ def _notes(result, recording, found, settings, filters) -> None:
     if not found.total and found.lost < len(filters):
         notes.append(
             "The heat map is empty: no filter from which something came back has a positive score (--combine equal takes them all)."
+        )
+    scores = np.asarray(result.tables["filters"].columns["score"])
+    weak = int((scores < 0.05 * scores.max()).sum()) if scores.max() > 0 else 0
+    if weak and settings.combine == "equal":
+        notes.append(
+            f"{weak} of the {len(filters)} filters have less than a twentieth of the strongest one's score and count as much in the heat map"
+            " (--combine activation weighs them by it)."
         )
     silent = sum(not recording.activation[:, one].any() for one in filters)
     if silent:

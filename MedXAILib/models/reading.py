@@ -37,8 +37,9 @@ def choose(model, names: Sequence[str], shape: Sequence[int]) -> list[graphs.Lay
         raise MedXAIError(
             f"'{model.package.name}' has no convolution whose output could be read; name a layer of another kind."
         )
-    by_name = {one.path: one for one in reversed(layers) if one.path} | {one.name: one for one in layers}
-    by_name |= {one.path: one for one in reversed(blocks) if one.path} | {str(one.number): one for one in blocks}
+    paths = {one.path: one for one in reversed(layers)} | {one.path: one for one in reversed(blocks)}
+    by_name = {path: one for path, one in paths.items() if path and not path.isdigit()}  # a number is a number
+    by_name |= {one.name: one for one in layers} | {str(one.number): one for one in layers}
     found = {}
     for name in names:
         if name == "all":

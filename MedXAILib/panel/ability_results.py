@@ -357,7 +357,7 @@ class AbilityResults(ResultSection):
 
     def _notes(self) -> str:
         # μ is judged above, against the threshold as it is now.
-        return "\n".join(line for line in super()._notes().split("\n") if not line.startswith("• mean_sa:"))
+        return "\n".join(line for line in super()._notes().split("\n") if not line.startswith("• mean sa:"))
 
     # -- buttons -------------------------------------------------------------------------------------------------------------
 

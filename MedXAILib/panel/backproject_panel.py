@@ -80,13 +80,19 @@ class BackprojectPanel(MethodPanel):
             else f"{self.results.title} ({name})"
         )
 
-    def repeat(self, known: dict):
-        super().repeat(known)
+    def repeating(self, known: dict) -> list[str]:
+        if not self.parameters.slice and known["inputs"]:
+            self.parameters.slice = self._sliceOf(known)
         before = known["provenance"].get("landmarks") or []
-        if known["segmentation"] is not None and before != self.landmarks.names:
-            names = ", ".join(before)
-            self.control.log(
-                _("The landmarks of that run were {names}; hide and show segments to have them again.").format(
-                    names=names
-                )
-            )
+        if known["segmentation"] is None or before == self.landmarks.names:
+            return []
+        names = ", ".join(before)
+        return [
+            _("The landmarks of that run were {names}; hide and show segments to have them again.").format(names=names)
+        ]
+
+    def _sliceOf(self, known: dict) -> str:
+        """The slice that a run looked at; empty where there was only one, or none to choose."""
+        text = str(known["provenance"].get("slice") or "")
+        axis = "ijk".find(text[:1]) if text else -1
+        return text if axis >= 0 and known["inputs"][0].GetImageData().GetDimensions()[axis] > 1 else ""

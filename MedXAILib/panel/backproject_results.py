@@ -46,6 +46,7 @@ class BackprojectResults(ResultSection):
         self.heatButton = parts.button(
             row, _("Heat"), _("Shows the heat map of these filters."), lambda: self.choose(0)
         )
+        parts.button(row, _("Go"), self.goHelp, self.goTo)
         layout.addLayout(row)
         form = qt.QFormLayout()
         self.thresholdSlider = ctk.ctkSliderWidget()
@@ -169,7 +170,9 @@ class BackprojectResults(ResultSection):
     def _say(self, text: str):
         used = self._filters.used if self._filters is not None else 0
         self.countLabel.text = str(used) if used else ""
-        self.shownLabel.text = text or (_("heat of {n} filters").format(n=used) if used else "")
+        place = str(self._filters.known["provenance"].get("slice") or "") if used else ""
+        place = _(" in slice {place}: Go shows it").format(place=place) if place else ""
+        self.shownLabel.text = (text or _("heat of {n} filters").format(n=used)) + place if used else ""
 
     def _landmarks(self):
         """The table for as many filters as are in the heat map; as the run told it where that cannot be known anew."""

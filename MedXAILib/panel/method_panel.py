@@ -115,6 +115,10 @@ class MethodPanel:
             method=self.results.title, label=self.picker.label, model=self.picker.package.name
         )
 
+    def repeating(self, known: dict) -> list[str]:
+        """Fill the method's own rows as a run was, from its provenance; what cannot be filled, one sentence each."""
+        return []
+
     def first(self, volume) -> dict:
         """Maps to show before the first step."""
         return {}
@@ -332,6 +336,7 @@ class MethodPanel:
         if known["inputs"]:
             self.volumes.choose(known["inputs"])
         self._onParameters()
+        notes += self.repeating(known)
         for note in notes:
             self.control.log(note)
         if self.control.state.active:

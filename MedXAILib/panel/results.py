@@ -236,7 +236,7 @@ def reading(text: str, every: bool = False) -> str:
         if below and set(below) <= {"-"}:
             section = line
         elif line.startswith("- ") and (
-            section == "Notes" or (section == "Self-checks" and (every or "(FAILED)" in line))
+            section == "Notes" or (section == "Self-checks" and (every or "(NOT PASSED)" in line))
         ):
             found.append("• " + line[2:])
     return "\n".join(found)

@@ -130,12 +130,12 @@ class Filters:
     # -- what is shown -------------------------------------------------------------------------------------------------
 
     def title(self, rank: int) -> str:
-        """What a person calls a filter: ``filter 12 (rank 1, score 3.41; without it the answer falls by 0.11)``."""
+        """What a person calls a filter: ``filter 12 (rank 1, score 3.41; without it the label's log-odds fall by 0.11)``."""
         n = self.ranks.index(rank)
         effect = self.effects[n]
         words = f"filter {self.numbers[n]} (rank {rank}, score {self.scores[n]:.3g}"
         if not np.isnan(effect):
-            words += f"; without it the answer {'falls' if effect >= 0 else 'rises'} by {abs(effect):.2g}"
+            words += f"; without it the label's log-odds {'fall' if effect >= 0 else 'rise'} by {abs(effect):.2g}"
         return words + ")"
 
     def show(self, rank: int = 0) -> str:

@@ -154,7 +154,10 @@ def _landmarks(figure, explanation: Explanation, left: float, y: float, colours:
     table = explanation.tables.get("landmarks")
     if table is None or not table.columns["landmark"]:
         return y
-    columns = {name: list(values)[:BARS] for name, values in table.columns.items()}
+    order = range(len(table.columns["landmark"]))
+    if len(order) > BARS:  # those with most heat
+        order = sorted(order, key=lambda n: -np.nan_to_num(table.columns["heat_share"][n]))[:BARS]
+    columns = {name: [values[n] for n in order] for name, values in table.columns.items()}
     names, count = [page._cut(str(name), 23) for name in columns["landmark"]], len(columns["landmark"])
     y = _heading(figure, left, y, f"{table.title}: share of the heat")
     tall = 0.0195 * count

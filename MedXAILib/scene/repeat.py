@@ -91,8 +91,10 @@ def words(explanation: Explanation) -> str:
     if explanation.self_checks:
         lines += ["", "Self-checks", "-----------"]
         for name, check in explanation.self_checks.items():
-            state = {True: "passed", False: "FAILED"}.get(check.get("passed"), "for information")
-            lines.append(f"- {name}: {_plain_text(check.get('value'))} ({state}). {check.get('meaning', '')}")
+            state = {True: "passed", False: "NOT PASSED"}.get(check.get("passed"), "for information")
+            lines.append(
+                f"- {name.replace('_', ' ')}: {_plain_text(check.get('value'))} ({state}). {check.get('meaning', '')}"
+            )
     if explanation.scores:
         lines += ["", "Numbers", "-------", *(f"- {k}: {_plain_text(v)}" for k, v in explanation.scores.items())]
     if known.get("settings"):

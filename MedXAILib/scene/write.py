@@ -13,6 +13,8 @@ from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place, sign
 
 #: What a preview is when nobody says (by the explanation's name).
 KINDS = {"dream": "image", "mask": "mask", "map": "mask", "change": "signed", "heat": "positive", "relevance": "signed"}
+#: How a preview is shown, beside its kind.
+PREVIEWS = {"heat": {"low": 0.0, "least": 1.0}}  # of a back-projection: from an even spread on
 #: Colours of masks that are seen together.
 COLOURS = {pick.SEGMENT: colors.MASK, "output": colors.OUTPUT}
 #: What is known of a curve before its explanation is there.
@@ -82,7 +84,7 @@ class Run:
             return
         if isinstance(data, Patch):
             return  # a patch of something that was never shown whole
-        self._map(name, Layer(data, kind, title))
+        self._map(name, Layer(data, kind, title, **PREVIEWS.get(name, {})))
 
     def point(self, curve: str | Point, step: int = 0, values: dict | None = None, **about) -> None:
         """Add values to a curve; table and chart follow. ``about``: fields of `Curve` (title, bands, shown…)."""

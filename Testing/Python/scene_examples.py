@@ -159,9 +159,7 @@ def back_projection(
     each = [landmarks.shares(item.array, parts) for _, item in items]
     result = Explanation("backproject", "Filter back-projection")
     high = float(np.percentile(heat[heat > 0], 99.5))
-    result.maps["heat"] = Layer(
-        start.with_array(heat, "heat", ""), "positive", "Heat [times an even spread]", 0.0, high, 1.0
-    )
+    result.maps["heat"] = Layer(start.with_array(heat, "heat", ""), "positive", "Heat [× even]", 0.0, high, 1.0)
     result.sequences["filters"] = Sequence("Filters", items, "signed", "rank", 0, tuple(names))
     result.tables["filters"] = Table("Filters", {
         "filter": [int(name.split("-")[1]) for name in names], "score": scores, "rank": list(range(1, count + 1)), "name": names,

@@ -143,7 +143,7 @@ def test_batches_change_nothing_and_show_the_map_as_it_grows():
 def test_the_layer_can_be_chosen():
     model, volume = classifier(stack(widths=(4, 12))), image((1, 24, 24))
     assert backproject(model, volume).provenance["layer"]["path"] == "3"
-    first = backproject(model, volume, layer="0", filters=4)
+    first = backproject(model, volume, layer="1", filters=4)
     assert first.provenance["layer"]["shape"] == [4, 24, 24] and first.provenance["rectifiers"] == {"relu": 1}
     assert first.self_checks["filters_matter"]["passed"] is None  # a convolution follows
     assert np.isnan(first.tables["filters"].columns["effect"]).all()

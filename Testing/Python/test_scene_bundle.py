@@ -137,7 +137,7 @@ def test_provenance(saved):
     assert known["inputs"] == [volume.name, "second"] and known["segmentation"] == "liver segmentation"
     assert known["segment"] == "liver" and known["settings"] == explanation.provenance["settings"]
     assert known["provenance"]["versions"] == explanation.provenance["versions"]
-    assert "converged: 0 (FAILED)" in facts["text"] and explanation.notes[0] in facts["text"]
+    assert "converged: 0 (NOT PASSED)" in facts["text"] and explanation.notes[0] in facts["text"]
 
 
 def test_single_slice_and_flipped(tmp_path):

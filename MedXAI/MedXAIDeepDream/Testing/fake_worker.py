@@ -243,7 +243,7 @@ def backproject(package, volumes, settings, segments, way):
     chosen = settings.label or labels[0]
     return Explanation(
         "backproject", "Filter back-projection (played)",
-        maps={"heat": Layer(volume.with_array(heat, "heat", ""), "positive", "Heat [times an even spread]", 0.0, float(heat.max()))},
+        maps={"heat": Layer(volume.with_array(heat, "heat", ""), "positive", "Heat [× even]", 0.0, float(heat.max()))},
         sequences={"filters": Sequence("Filters", items, "signed", "rank", names=tuple(names))},
         tables={
             "filters": Table("Filters", {"filter": [2 * n for n in range(count)], "score": scores, "rank": list(range(1, count + 1)),
