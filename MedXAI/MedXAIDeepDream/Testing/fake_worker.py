@@ -260,7 +260,7 @@ def backproject(package, volumes, settings, segments, way):
                      "not_edges": {"value": 0.9, "passed": False, "meaning": "The heat shows edges."}},
         provenance={"method": "backproject", "settings": settings.to_json(), "label": chosen, "predicted": labels[0], "device": "fake",
                     "seconds": 1.0, "model": {"name": package.name, "sha256": package.sha256}, "versions": {"torch": "0.0 (fake)"},
-                    "start_kji": list(low), "combine": settings.combine, "landmarks": [one.name for one in segments]},
+                    "start_kji": list(low), "slice": f"k:{low[0]}" if package.input.spatial_dims == 2 else "", "combine": settings.combine, "landmarks": [one.name for one in segments]},
     )  # fmt: skip
 
 

@@ -152,7 +152,7 @@ class ResultTest(BackprojectCase):
         )
         self.assertIn("of 25", self.rows(self.results.landmarkTable)[0][-1])
         notes = self.results.notesLabel.text
-        for words in ("played, not computed", "filters_matter: 3 (passed)", "not_edges: 0.9 (FAILED)"):
+        for words in ("played, not computed", "filters matter: 3 (passed)", "not edges: 0.9 (NOT PASSED)"):
             self.assertIn(words, notes)
         self.assertNotIn("torch", sys.modules)
 
@@ -201,6 +201,8 @@ class ResultTest(BackprojectCase):
         self.assertEqual(self.panel.settings().filters, 25)
         self.assertIs(self.panel.landmarks.selector.currentNode(), self.segmentation)
         self.assertIn("right lung, left lung, heart", self.control.logEdit.plainText)
+        self.assertIn("right lung, left lung, heart", self.control.message)
+        self.assertEqual(self.panel.settings().slice, known["provenance"]["slice"])  # not the one of the landmarks now
 
     def test_remove_run_leaves_the_scene_as_it_was(self):
         self.results.strip.setCurrentRow(5)
