@@ -23,7 +23,7 @@ from .filter_checks import alike, edges, randomised, sampled, silenced
 from .provenance import provenance
 
 #: Bytes of signals that a processor sends back fastest, measured: more at once leave its caches.
-_CACHED = 128 * 2**20
+_CACHED = 64 * 2**20
 
 
 def backproject(model, volumes: list[Volume], settings: BackprojectSettings, landmarks: Several[Volume] = ()) -> Steps:

@@ -169,6 +169,8 @@ def peak(shape, batch) -> tuple[float, float]:
 def run(options, interleaved, row) -> dict:
     rows, notes, memory = [], [], {}
     for name, shape in CASES.items():
+        if options.case not in name:
+            continue
         model = model_of(shape, options.device)
         x = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0)).to(options.device)
         layer = last_map(model, shape).output
