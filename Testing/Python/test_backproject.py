@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from MedXAILib.explanation import run
 from MedXAILib.landmarks import coarse_parts, heat, landmark_table, shares, spread, weights, with_rest
 from MedXAILib.methods import REGISTRY, explain
 from MedXAILib.methods.filter_checks import sampled
-from MedXAILib.models import load
-from MedXAILib.package import write_package
+from MedXAILib.models import load, prepare
+from MedXAILib.package import Package, write_package
 from MedXAILib.settings import BackprojectSettings
 from MedXAILib.volume import Volume
 
@@ -660,3 +661,27 @@ def test_a_program_and_its_source_give_the_same(package):
     volume = image((1, 20, 24))
     a, b = backproject(model, volume), backproject(classifier(stack(widths=(4, 6))), volume)
     np.testing.assert_allclose(a.maps["heat"].volume.array, b.maps["heat"].volume.array, atol=1e-5)
+
+
+# ---- real networks ---------------------------------------------------------------------------------------------------
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real data: ../shared/data is absent")
+@pytest.mark.parametrize("name", ["chest-view", "chest-pneumonia"])
+def test_real_classifiers_on_a_real_radiograph(name):
+    from test_backward import by_autograd
+
+    package = Package.read(REAL / "models" / name)
+    model = load(package.folder, trusted={package.sha256})
+    volume = io.read_volume(REAL / "radiographs" / "nih_chest" / "images" / "00000165_001.png")
+    result = backproject(model, volume, filters=5, rule="gradient")
+    x = prepare(model, [volume]).x
+    expected = by_autograd(model, x, "relu_3", result.tables["filters"].columns["filter"])
+    found = [item.array[0] for _, item in result.sequences["filters"].items]
+    for one, other in zip(found, expected):  # twice as fine as the network's grid, which the even voxels straddle
+        mean = (one[::2, ::2] + one[1::2, ::2] + one[::2, 1::2] + one[1::2, 1::2]) / 4
+        assert np.corrcoef(mean.ravel(), other[0].numpy().ravel())[0, 1] > 0.9
+    assert result.tables["classes"].columns["logit"] == pytest.approx(model.logits(x)[0].tolist(), rel=1e-5)
+    assert result.provenance["layer"]["shape"] == [128, 16, 16] and result.provenance["rectifiers"] == {"relu": 4}
