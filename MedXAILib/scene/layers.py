@@ -86,7 +86,9 @@ def _legend(node, layer: Layer) -> None:
         legend.SetMaxNumberOfColors(256)
         legend.SetNumberOfLabels(5)
         legend.SetLabelFormat("%.3g")
-        legend.SetSize(0.12, 0.4)
+        legend.SetSize(0.08, 0.3)
+        for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
+            text.SetFontSize(12)
         legend.SetPosition(0.97, 0.5)
 
 
