@@ -214,8 +214,7 @@ def _method(options) -> int:
     from . import files, output
 
     files.check_new_folder(options.output)
-    names = [one.name for one in settings.about(options.settings_class)]
-    chosen = options.settings_class.from_json({k: v for k, v in vars(options).items() if k in names})
+    chosen = options.settings_class.from_json(_given(options, options.settings_class))
     if getattr(options, "cohort", None):
         return _cohort(options, chosen)
     if options.segment and not options.segmentation:
@@ -357,6 +356,17 @@ def _reference(options) -> int:
     return DONE
 
 
+def _given(options, cls) -> dict:
+    """The settings of a class that the command names."""
+    return {one.name: getattr(options, one.name) for one in settings.about(cls) if hasattr(options, one.name)}
+
+
+def _refuse(names, chosen, where: str) -> None:
+    """Refuse settings that mean nothing here."""
+    for name in sorted(set(names).intersection(chosen)):
+        raise MedXAIError(f"--{name.replace('_', '-')} means nothing with {where}; leave it out.")
+
+
 def _train_segmentation(options) -> int:
     from .files import check_new_folder
     from .training.settings import SegmentationSettings, TrainingSettings
@@ -364,15 +374,13 @@ def _train_segmentation(options) -> int:
     if (options.folder is None) != options.phantom:
         raise MedXAIError("Give either a folder of image and mask pairs or --phantom to train on.")
     check_new_folder(options.output)
-    names = [one.name for one in settings.about(SegmentationSettings)]
-    chosen = {name: value for name, value in vars(options).items() if name in names}
+    chosen = _given(options, SegmentationSettings)
     out, where = ({"test_share"}, "--phantom") if options.phantom else ({"cases", "test_cases"}, "a folder")
     if options.preset == "demo":
         if not options.phantom:
             raise MedXAIError("--preset demo trains on --phantom alone; leave the folder or the preset out.")
-        out, where = set(names) - {one.name for one in settings.about(TrainingSettings)}, "--preset demo"
-    for name in out.intersection(chosen):
-        raise MedXAIError(f"--{name.replace('_', '-')} means nothing with {where}; leave it out.")
+        out, where = set(chosen) - {one.name for one in settings.about(TrainingSettings)}, "--preset demo"
+    _refuse(out, chosen, where)
     progress, figures = _Progress(options.json), {}
     if options.preset == "demo":
         from .demo.train import train_phantom
@@ -404,12 +412,10 @@ def _train_classification(options) -> int:
     if (options.folder is None) != options.phantom:
         raise MedXAIError("Give either a folder of images or --phantom to train on.")
     check_new_folder(options.output)
-    names = [one.name for one in settings.about(ClassificationSettings)]
-    chosen = {name: value for name, value in vars(options).items() if name in names}
-    tables = {name for name in names if name.endswith("_column")} | {"table", "test_share"}
+    chosen = _given(options, ClassificationSettings)
+    tables = {name for name in chosen if name.endswith("_column")} | {"table", "test_share"}
     out, where = (tables, "--phantom") if options.phantom else ({"cases", "test_cases"}, "a folder")
-    for name in sorted(out.intersection(chosen)):
-        raise MedXAIError(f"--{name.replace('_', '-')} means nothing with {where}; leave it out.")
+    _refuse(out, chosen, where)
     wanted = ClassificationSettings(**chosen)
     progress = _Progress(options.json)
     from .training.classifiers import epochs_kept, train_images

@@ -56,8 +56,9 @@ def read_volume(path) -> Volume:
 
 
 def read_masks(path) -> list[Volume]:
-    """Every segment of a file, as `read_mask` gives each."""
-    return [read_mask(path, name) for name in segments(path)]
+    """Every segment of a file, as `read_mask` gives each; the file is looked into once."""
+    names, pick = _some_segments(path)
+    return [pick(name) for name in names]
 
 
 def read_mask(path, segment: str | None = None) -> Volume:
@@ -78,10 +79,8 @@ def read_mask(path, segment: str | None = None) -> Volume:
     MedXAIError
         When there is no such segment (with the nearest name and the list), or several and none was chosen.
     """
+    names, pick = _some_segments(path)
     path, _ = _split(path)
-    names, pick = _segments(path)
-    if not names:
-        raise MedXAIError(f"'{path.name}' holds no segment; draw one first.")
     listed = ", ".join(f"'{n}'" for n in names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
     if segment is None or segment == "":
         if len(set(names)) > 1:
@@ -253,6 +252,15 @@ def _is_dicom(path: Path) -> bool:
 
 
 # ---- segments --------------------------------------------------------------------------------------------------------
+
+
+def _some_segments(path):
+    """As `_segments`; refused where there is none."""
+    path, _ = _split(path)
+    names, pick = _segments(path)
+    if not names:
+        raise MedXAIError(f"'{path.name}' holds no segment; draw one first.")
+    return names, pick
 
 
 def _segments(path: Path):

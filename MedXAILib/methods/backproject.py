@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from ..errors import MedXAIError
-from ..explanation import Curve, Explanation, Layer, Sequence, Step, Steps, Table
+from ..explanation import Curve, Explanation, Layer, Patch, Sequence, Step, Steps, Table
 from ..landmarks import ELSEWHERE, coarse_parts, landmark_table, shares, spread, weights, with_rest
 from ..models import prepare
 from ..models.backward import Recording
@@ -21,9 +21,7 @@ from ..volume import Volume
 from .ability import annotation
 from .filter_checks import alike, edges, randomised, sampled, silenced
 from .provenance import provenance
-
-#: Bytes of signals that a processor sends back fastest, measured: more at once leave its caches.
-_CACHED = 64 * 2**20
+from .returning import batch_of, log_odds, returned, score
 
 
 def backproject(model, volumes: list[Volume], settings: BackprojectSettings, landmarks: Several[Volume] = ()) -> Steps:
@@ -162,46 +160,6 @@ def backproject(model, volumes: list[Volume], settings: BackprojectSettings, lan
     return result
 
 
-def score(activation, kind: str) -> np.ndarray:
-    """The score of every filter, shape (filters,): the largest value, the sum or the mean of its activation map (1, filters, *low)."""
-    maps = activation[0].flatten(1).double()
-    found = maps.amax(1) if kind == "max" else maps.sum(1) if kind == "sum" else maps.mean(1)
-    return found.cpu().numpy()
-
-
-def log_odds(model, logits, label: int):
-    """log p − log(1 − p) of a label's probability, from logits (N, labels); shape (N,)."""
-    if model.package.output.activation != "softmax" or logits.shape[1] == 1:
-        return logits[:, label]
-    others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
-    return logits[:, label] - torch.logsumexp(others, 1)
-
-
-def batch_of(recording: Recording, filters: int, settings: BackprojectSettings) -> int:
-    """How many filters to send back at once: as the memory budget allows, and on a processor as its caches like."""
-    budget = settings.memory_budget * 2**20
-    if recording.x.device.type == "cpu":
-        budget = min(budget, _CACHED)
-    return max(1, min(filters, budget // max(1, recording.bytes_per_filter())))
-
-
-def returned(recording: Recording, filters: Several[int], batch: int):
-    """Send filters back, ``batch`` at once; yields (share done, None), and (share done, (number of the first, signals)) when some are back.
-
-    Signals have shape (n, *spatial): what arrives at the image, summed over its channels.
-    """
-    for start in range(0, len(filters), batch):
-        some = filters[start : start + batch]
-        sending = recording.send(some)
-        while True:
-            try:
-                done = next(sending)
-            except StopIteration as end:
-                yield (start + len(some)) / len(filters), (start, end.value.sum(1))
-                break
-            yield (start + done * len(some)) / len(filters), None
-
-
 class _Found:
     """The filters' maps as they come back: on the volume's grid, on the network's, and their shares in the landmarks."""
 
@@ -258,14 +216,14 @@ class _Found:
 
         def now():
             first, self._shown = not self._shown, True
-            return {"heat": self._whole() if first else _patch(self.combined(), self.start)}
+            return {"heat": self._whole() if first else Patch(self.combined(), self.start)}
 
         return now
 
     def _whole(self) -> Volume:
         volume = self.prepared.volume
         array = np.zeros(volume.shape, np.float32)
-        array[_patch(self.heat, self.start).box] = self.combined()
+        array[Patch(self.heat, self.start).box] = self.combined()
         return volume.with_array(array, "heat", "")
 
     def heat_layer(self) -> Layer:
@@ -285,12 +243,6 @@ class _Found:
         ordered = np.sort(self.combined(), axis=None)[::-1].astype(np.float64)
         total = ordered.sum()
         return float((np.searchsorted(ordered.cumsum(), total / 2) + 1) / ordered.size) if total else float("nan")
-
-
-def _patch(array, start):
-    from ..explanation import Patch
-
-    return Patch(array, start)
 
 
 def _masks(landmarks, volume) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from ..explanation import Table
 from ..landmarks import spread, weights
 from ..models import graph as graphs
 from ..models.backward import Recording
+from .returning import log_odds, returned, score
 
 DRAWS = 20  # sets of as many filters drawn from all: the strongest beat all of them by chance in one of 21 cases
 Checking = Generator[tuple[float, str], None, object]
@@ -27,8 +28,6 @@ def silenced(recording: Recording, model, label: int, filters: Sequence[int], se
     effects, check : list of float, dict
         NaN and not done where convolutions larger than 1 follow the layer, since the rest of the network would have to be computed as often.
     """
-    from .backproject import log_odds
-
     count = recording.activation.shape[1]
     meaning = f"Fall of the label's log-odds when the {len(filters)} filters are silenced"
     deep = any(_wide(node) for node in recording.later)
@@ -140,8 +139,6 @@ def randomised(model, x, layer: str, settings, filters: Sequence[int], heat: np.
         ``layers`` top layers replaced (0: only what comes after the layer), the lowest of them, Spearman correlation of the heat maps, and the
         share of the strongest filters that stay.
     """
-    from .backproject import returned, score
-
     plain = Recording(model, x, layer)
     weighted = {node: found for node in plain.path if (found := _weights_of(node, plain.path))}
     shuffled, generator = {}, torch.Generator().manual_seed(settings.seed)

@@ -85,7 +85,7 @@ class Recording:
 
     def forward(self) -> Generator[float, None, None]:
         """Compute the network once and keep what the way back needs; yields the share that is done."""
-        values, path, last = {}, set(self.path), self._last_uses()
+        values, path, last = {}, set(self.path), graphs.last_uses([*self.nodes, self.out])
         for position, node in enumerate(self.nodes):
             values[node] = self._value(node, values, path)
             if node in self.later:
@@ -207,25 +207,12 @@ class Recording:
     def _refuse_shared_changes(self) -> None:
         """A change in place that another name of the same memory shows too: the graph does not tell who reads what."""
         at = {node: position for position, node in enumerate(self.nodes)}
-        root, named = {}, {}
+        root, named = graphs.memory(self.nodes), {}
         for node in self.nodes:
-            name, source = graphs.operation(node), next(iter(node.all_input_nodes), None)
-            changes = name.endswith("_") and not name.endswith("__")
-            shares = source is not None and (changes or name in graphs.VIEWS or node.target is operator.getitem)
-            root[node] = root[source] if shares else node
-            named.setdefault(root[node], []).append(node)
-            if changes and any(
-                at[user] > at[node] for one in named[root[node]] if one is not node for user in one.users
-            ):
+            names = named.setdefault(root[node], [])
+            if graphs.changes_in_place(node) and any(at[user] > at[node] for one in names for user in one.users):
                 raise self._refusal(node, "it changes in place what is also read under another name")
-
-    def _last_uses(self) -> dict[int, list]:
-        """Position -> nodes whose values nobody reads after it."""
-        at = {node: position for position, node in enumerate([*self.nodes, self.out])}
-        found = {}
-        for node in self.nodes:
-            found.setdefault(max((at[user] for user in node.users), default=at[node]), []).append(node)
-        return found
+            names.append(node)
 
 
 def _added(there: Signal | None, one: Signal, shape) -> Signal:

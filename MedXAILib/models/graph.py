@@ -265,6 +265,30 @@ def following(nodes, start) -> set[fx.Node]:
     return found
 
 
+def last_uses(nodes) -> dict[int, list[fx.Node]]:
+    """Position in ``nodes`` -> those whose outputs none of them reads after it."""
+    at, found = {node: position for position, node in enumerate(nodes)}, {}
+    for node in nodes:
+        found.setdefault(max((at[user] for user in node.users), default=at[node]), []).append(node)
+    return found
+
+
+def changes_in_place(node: fx.Node) -> bool:
+    """Whether an operation writes into its first input."""
+    name = operation(node)
+    return name.endswith("_") and not name.endswith("__") and bool(node.all_input_nodes)
+
+
+def memory(nodes) -> dict[fx.Node, fx.Node]:
+    """Node -> the one whose memory its output lies in: itself, unless it is a view or changes its input in place."""
+    found = {}
+    for node in nodes:
+        views = operation(node) in VIEWS or node.target is operator.getitem
+        shares = node.all_input_nodes and (views or changes_in_place(node))
+        found[node] = found[node.all_input_nodes[0]] if shares else node
+    return found
+
+
 def answering(answer) -> set[fx.Node]:
     """The nodes from which the answer comes without another convolution in between, the last convolutions included."""
     found, waiting = set(), [answer] if answer is not None else []

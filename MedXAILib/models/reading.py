@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 
@@ -135,7 +134,8 @@ def read(model, x: Tensor, layers: Collection[graphs.Layer]) -> Generator[tuple[
     for one in layers:
         wanted.setdefault(one.output, []).append(one)
     nodes = list(traced.graph.nodes)
-    last, changed = _lives(nodes)
+    last, root = graphs.last_uses(nodes), graphs.memory(nodes)
+    changed = {root[node]: position for position, node in enumerate(nodes) if graphs.changes_in_place(node)}
     values = {}
     try:
         for position, node in enumerate(nodes):
@@ -147,7 +147,7 @@ def read(model, x: Tensor, layers: Collection[graphs.Layer]) -> Generator[tuple[
             if node.op == "output":
                 yield None, model.answer(value, x)
             for one in wanted.get(node.name, ()):  # float32 whatever the network computes in
-                yield one, value.float().clone() if position < changed.get(node, -1) else value.float()
+                yield one, value.float().clone() if position < changed.get(root[node], -1) else value.float()
             value = None
             for source in last.get(position, ()):
                 del values[source]
@@ -162,21 +162,3 @@ def _value(traced, node, values, x):
         return getattr(traced, node.target)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     return args[0] if node.op == "output" else node.target(*args, **kwargs)
-
-
-def _lives(nodes) -> tuple[dict[int, list], dict]:
-    """Position -> nodes not needed after it, and node -> last position at which its memory is changed in place."""
-    at = {node: position for position, node in enumerate(nodes)}
-    last = {}
-    for node in nodes:
-        end = max((at[user] for user in node.users), default=at[node])
-        last.setdefault(end, []).append(node)
-    root, changed = {}, {}
-    for position, node in enumerate(nodes):
-        name = graphs.operation(node)
-        source = node.all_input_nodes[0] if node.all_input_nodes else None
-        shares = source is not None and (name.endswith("_") or name in graphs.VIEWS or node.target is operator.getitem)
-        root[node] = root[source] if shares else node
-        if shares and name.endswith("_"):
-            changed[root[node]] = position
-    return last, {node: changed[root[node]] for node in nodes if root[node] in changed}

@@ -14,7 +14,7 @@ from ..scene import filters, layers, pick, read, remove, repeat
 from ..scene.nodes import NAME
 from ..scene.thumbnails import ppm
 from . import parts
-from .results import ResultSection, reading
+from .results import ResultSection
 
 PICTURE = 80  # pixels of a thumbnail
 RANK = 256  # Qt.UserRole: the rank of a list item's filter
@@ -28,6 +28,7 @@ class BackprojectResults(ResultSection):
     title = _("Back-projection")
     goText, goHelp = _("Go to heat"), _("Shows the place with most heat in the slice views; zoom stays.")
     chartOrder = ("ranking",)
+    everyCheck = True
 
     def build(self, layout):
         self._filters, self._filled = None, None
@@ -185,12 +186,6 @@ class BackprojectResults(ResultSection):
         else:
             rows = pick.rows(slicer.mrmlScene, self._filled[0], "landmarks", columns) if self._filled[0] else ()
         _fill(self.landmarkTable, [_landmark(name, *map(float, rest)) for name, *rest in rows])
-
-    def _notes(self) -> str:
-        if not self.folder:
-            return ""
-        about = next((n for n in self.nodes("vtkMRMLTextNode") if n.GetAttribute(NAME) == "about"), None)
-        return reading(about.GetText(), every=True) if about is not None else ""
 
     # -- buttons -------------------------------------------------------------------------------------------------------------
 

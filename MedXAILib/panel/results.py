@@ -34,6 +34,7 @@ class ResultSection:
     title = ""
     goText = goHelp = ""
     chartOrder = ("normalized", "transition")  # which chart is shown first
+    everyCheck = False  # whether the notes hold the self-checks that passed as well
 
     def __init__(self, layout, method: str, onRepeat, onMessage):
         self._method, self._onRepeat, self._onMessage = method, onRepeat, onMessage
@@ -171,7 +172,7 @@ class ResultSection:
         if not self.folder:
             return ""
         about = next((n for n in self.nodes("vtkMRMLTextNode") if n.GetAttribute(NAME) == "about"), None)
-        return reading(about.GetText()) if about is not None else ""
+        return reading(about.GetText(), self.everyCheck) if about is not None else ""
 
     # -- buttons ---------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from ..errors import MedXAIError
 from ..evaluation.misclassified import misclassified_page
 from ..evaluation.resume import Log, resumable
 from ..explanation import Step
-from ..files import check_new_folder, plain, write_csv
+from ..files import check_new_folder, write_csv
 from ..models import load
 from .classification import images_of, train_classifier
 from .classifier_judging import (
@@ -26,7 +26,7 @@ from .classifier_judging import (
     random_weights,
 )
 from .labelled import LabelledCases, folder_images
-from .saving import command_of, part
+from .saving import command_of, lift, part, write_figures
 from .settings import CLASSIFIERS, ClassificationSettings
 
 EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
@@ -68,13 +68,9 @@ def train_classifiers(
         log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings and images"))
         figures = yield from _work(cases, partial, settings, command, log)
         figures |= more or {}
-        text = json.dumps(plain(figures), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        (partial / "figures.json").write_text(text, encoding="utf-8")
+        write_figures(partial, figures)
         if len(settings.networks) == 1:
-            inner = partial / settings.network
-            for file in inner.iterdir():
-                file.rename(partial / file.name)
-            inner.rmdir()
+            lift(partial / settings.network)
         shutil.rmtree(partial / ".state")
         (partial / EPOCHS).unlink()
     return figures

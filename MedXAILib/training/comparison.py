@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -11,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from ..explanation import Step, run
-from ..files import check_new_folder, new_folder, plain, write_csv
+from ..files import check_new_folder, new_folder, write_csv
 from ..methods.ability import ability
 from ..models import load
 from ..settings import AbilitySettings
-from .saving import command_of, part
+from .saving import command_of, lift, part, write_figures
 from .segmentation import train
 from .settings import LEVELS, SegmentationSettings
 from .slices import Cases, folder_cases
@@ -76,12 +75,9 @@ def train_segmentation(
             figures |= summary(rows, layers)
             write_tables(new, rows, layers, cases)
         figures |= more or {}
-        text = json.dumps(plain(figures), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        (new / "figures.json").write_text(text, encoding="utf-8")
+        write_figures(new, figures)
         if len(work) == 1:
-            for file in (new / work[0][0]).iterdir():
-                file.rename(new / file.name)
-            (new / work[0][0]).rmdir()
+            lift(new / work[0][0])
     return figures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from collections.abc import Generator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..explanation import Step
+from ..files import plain
 from ..package import Package, write_package
 from ..settings import Settings, about
 
@@ -67,6 +69,19 @@ def write_trained(folder, fields: dict, weights: dict[str, Tensor], kept: dict[s
             save_weights(values, path.parent / "checkpoints" / f"{name}.safetensors")
 
     return write_package(folder, fields, save)
+
+
+def write_figures(folder: Path, figures: dict) -> None:
+    """``figures.json``."""
+    text = json.dumps(plain(figures), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    (folder / "figures.json").write_text(text, encoding="utf-8")
+
+
+def lift(inner: Path) -> None:
+    """Move what a folder holds into the one it lies in: a single training is the package itself."""
+    for file in inner.iterdir():
+        file.rename(inner.parent / file.name)
+    inner.rmdir()
 
 
 def command_of(settings: Settings, source: str, what: str = "segmentation") -> str:

@@ -14,7 +14,7 @@ import statistics
 import torch
 from torch import nn
 
-from MedXAILib.methods.backproject import batch_of, returned, score
+from MedXAILib.methods.returning import batch_of, returned, score
 from MedXAILib.models.backward import Recording
 from MedXAILib.models.model import Model
 from MedXAILib.models.networks import DeeperBNCNN

@@ -18,8 +18,8 @@ from panel_testing import (
     Stopwatch,
     addVolume,
     alive,
-    clearScene,
     group,
+    realPanel,
     sceneState,
     sliceViews,
     turn,
@@ -506,25 +506,14 @@ class RealWorkerTest(unittest.TestCase):
     """The bundled sample model and the real worker; skipped, and counted, where the worker's Python has no torch."""
 
     def test_a_real_dream(self):
-        from MedXAILib.panel import environment, worker_session
         from MedXAILib.panel.model_picker import library
 
-        clearScene()
-        slicer.util.selectModule("MedXAIDeepDream")
-        panel = slicer.util.getModuleWidget("MedXAIDeepDream").panel
-        looked = []
-        panel.environment.refresh(lambda: looked.append(True))
-        self.assertTrue(waitFor(lambda: looked, 10))
-        panel._onEnvironment()
-        lacking = environment.missing(panel.environment.packages or []) or panel.environment.problem
-        if lacking:
-            self.skipTest(lacking)
+        panel = realPanel(self, "MedXAIDeepDream")
         samples = [
             e for e in library().entries() if e.sample and e.package is not None and e.package.task == "segmentation"
         ]
         if not samples:
             self.skipTest("No sample model comes with this source tree yet.")
-        self.addCleanup(worker_session.closeSession)
         import MedXAIDeepDream
 
         volume = MedXAIDeepDream.loadPhantom()

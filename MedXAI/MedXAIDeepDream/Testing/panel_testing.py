@@ -34,6 +34,24 @@ def waitFor(condition, seconds: float = 20.0) -> bool:
     return bool(condition())
 
 
+def realPanel(test, module: str):
+    """The panel of a module in an empty scene, for a run with the real worker; skips the test where the worker's Python cannot compute."""
+    from MedXAILib.panel import environment, worker_session
+
+    clearScene()
+    slicer.util.selectModule(module)
+    panel = slicer.util.getModuleWidget(module).panel
+    looked = []
+    panel.environment.refresh(lambda: looked.append(True))
+    test.assertTrue(waitFor(lambda: looked, 10))
+    panel._onEnvironment()
+    lacking = environment.missing(panel.environment.packages or []) or panel.environment.problem
+    if lacking:
+        test.skipTest(lacking)
+    test.addCleanup(worker_session.closeSession)
+    return panel
+
+
 def crowded() -> bool:
     """Whether the computer has more to do than it has cores: then a wall clock measures the neighbours."""
     return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1)

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "MedXAIDeepDream" /
 
 import numpy as np
 import slicer
-from panel_testing import Heartbeat, PanelCase, Stopwatch, clearScene, sceneState, turn, waitFor, writeModel
+from panel_testing import Heartbeat, PanelCase, Stopwatch, clearScene, realPanel, sceneState, turn, waitFor, writeModel
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -301,24 +301,13 @@ class RealWorkerTest(unittest.TestCase):
 
     def test_a_real_run(self):
         from MedXAILib.package import Package
-        from MedXAILib.panel import environment, worker_session
         from MedXAILib.panel.model_picker import library
 
-        clearScene()
-        slicer.util.selectModule("MedXAIFeatureBackProjection")
-        panel = slicer.util.getModuleWidget("MedXAIFeatureBackProjection").panel
-        looked = []
-        panel.environment.refresh(lambda: looked.append(True))
-        self.assertTrue(waitFor(lambda: looked, 10))
-        panel._onEnvironment()
-        lacking = environment.missing(panel.environment.packages or []) or panel.environment.problem
-        if lacking:
-            self.skipTest(lacking)
+        panel = realPanel(self, "MedXAIFeatureBackProjection")
         model = ROOT.parent / "shared" / "data" / "models" / "chest-view"
         images = sorted((ROOT.parent / "shared" / "data" / "radiographs" / "nih_chest" / "images").glob("*.png"))
         if not model.is_dir() or not images:
             self.skipTest("There is no classifier with its radiographs beside this source tree.")
-        self.addCleanup(worker_session.closeSession)
         library().add(model)
         self.addCleanup(lambda: library().remove(model))
         library().trust(Package.read(model).sha256)

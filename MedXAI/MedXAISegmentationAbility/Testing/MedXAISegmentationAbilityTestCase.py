@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "MedXAIDeepDream" /
 import numpy as np
 import slicer
 import vtk
-from panel_testing import Heartbeat, PanelCase, Stopwatch, clearScene, sceneState, turn, waitFor, writeModel
+from panel_testing import Heartbeat, PanelCase, Stopwatch, realPanel, sceneState, turn, waitFor, writeModel
 
 
 class AbilityCase(PanelCase):
@@ -330,25 +330,14 @@ class RealWorkerTest(unittest.TestCase):
     """The bundled sample model and the real worker; skipped, and counted, where the worker's Python has no torch."""
 
     def test_a_real_run(self):
-        from MedXAILib.panel import environment, worker_session
         from MedXAILib.panel.model_picker import library
 
-        clearScene()
-        slicer.util.selectModule("MedXAISegmentationAbility")
-        panel = slicer.util.getModuleWidget("MedXAISegmentationAbility").panel
-        looked = []
-        panel.environment.refresh(lambda: looked.append(True))
-        self.assertTrue(waitFor(lambda: looked, 10))
-        panel._onEnvironment()
-        lacking = environment.missing(panel.environment.packages or []) or panel.environment.problem
-        if lacking:
-            self.skipTest(lacking)
+        panel = realPanel(self, "MedXAISegmentationAbility")
         samples = [
             e for e in library().entries() if e.sample and e.package is not None and e.package.task == "segmentation"
         ]
         if not samples:
             self.skipTest("No sample model comes with this source tree yet.")
-        self.addCleanup(worker_session.closeSession)
         import MedXAIDeepDream
 
         volume = MedXAIDeepDream.loadPhantom()
