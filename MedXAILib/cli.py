@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from . import __version__, settings
@@ -79,6 +80,12 @@ def _parser():
     _models_parser(commands)
     _features_parser(commands)
     _train_parser(commands)
+    phantoms = commands.add_parser("phantoms", help="write mammogram-like phantoms with and without masses, and their masks")
+    phantoms.add_argument("--seeds", type=int, nargs=2, action="append", metavar=("FIRST", "LAST"), help="LAST excluded; may come again [1000 1060]")
+    phantoms.add_argument("--size", type=int, nargs=2, default=(128, 128), metavar=("ROWS", "COLUMNS"), help="[128 128]")
+    phantoms.add_argument("--output", type=Path, required=True, help="a new folder")
+    phantoms.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    phantoms.set_defaults(call=_phantoms, parser=phantoms)
     demo = commands.add_parser("demo", help="run the demonstration on a phantom and say where to look")
     demo.add_argument("--output", type=Path, default=Path("demo"), help="a new folder (default: demo)")
     demo.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
@@ -91,6 +98,7 @@ def _method_parser(commands, name, cls):
         "dream": "what a segmentation network reacts to: gradient ascent on one output voxel, with feature curves",
         "ability": "how well each layer and unit of a segmentation network separates the object from the background",
         "backproject": "where the strongest filters of a classifier look: their activation maps sent back to the image",
+        "counterfactual": "the smallest region whose inpainting removes the class that a classifier sees, and the image without it",
     }
     parser = commands.add_parser(name, help=titles[name], description=titles[name])
     parser.add_argument("--model", required=True, type=Path, help="model folder (with model.json)")
@@ -98,7 +106,7 @@ def _method_parser(commands, name, cls):
     inputs.add_argument(
         "--volume", type=Path, action="append", help="image file or DICOM folder; once per channel of the network"
     )
-    if name == "ability":
+    if name in ("ability", "counterfactual"):
         inputs.add_argument(
             "--cohort", type=Path, metavar="FOLDER", help="a study of all image and mask pairs in a folder: see the README"
         )  # fmt: skip
@@ -107,6 +115,13 @@ def _method_parser(commands, name, cls):
     )
     parser.add_argument("--segmentation", type=Path, help=what)
     parser.add_argument("--segment", help="name, or label value, of one of its segments")
+    if name == "counterfactual":
+        parser.add_argument("--organ", help="name, or label value, of the segment that the region must lie in")
+        parser.add_argument("--start", type=Path, metavar="FILE", help="mask.nrrd of an earlier run, to go on from")
+        parser.add_argument("--no-ablation", action="store_true", help="with --cohort: leave out the runs without λ₂ and λ₃")
+        parser.add_argument(
+            "--grid", action="append", metavar="NAME=A,B,…", help="with --cohort: try every combination of these values and say the best; once per setting"
+        )  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help="a new folder for the results")
     parser.add_argument(
         "--trust", nargs="?", const="", metavar="SHA256", help="run the model although it is a program (.ts, .pt2); with its SHA-256, only that one"
@@ -114,6 +129,8 @@ def _method_parser(commands, name, cls):
     parser.add_argument("--no-scene", action="store_true", help="leave out scene.mrb and report.png")
     parser.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     group = parser.add_argument_group("settings")
+    if presets := getattr(cls, "PRESETS", {}):
+        group.add_argument("--preset", choices=tuple(presets), default=next(iter(presets)), help=f"values of those that are not given [{next(iter(presets))}]")  # fmt: skip
     _add_settings(group, cls)
     parser.set_defaults(call=_method, method=name, settings_class=cls, parser=parser)
 
@@ -180,7 +197,7 @@ def _features_parser(commands):
 
 
 def _train_parser(commands):
-    from .training.settings import ClassificationSettings, SegmentationSettings
+    from .training.settings import ClassificationSettings, InpainterSettings, SegmentationSettings
 
     train = commands.add_parser("train", help="train networks").add_subparsers(
         dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
@@ -208,26 +225,43 @@ def _train_parser(commands):
     classification.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     _add_settings(classification.add_argument_group("settings"), ClassificationSettings)
     classification.set_defaults(call=_train_classification, parser=classification)
+    about = "an inpainter, for counterfactual: the U-Net of partial convolutions of Liu et al. 2018, trained as by Major et al. 2020"
+    inpainter = train.add_parser("inpainter", help=about, description=about)
+    inpainter.add_argument("folder", type=Path, nargs="?", help="healthy images, or images with a table (labels.csv)")
+    inpainter.add_argument("--judge", type=Path, metavar="MODEL", help="train nothing: judge this inpainter")
+    inpainter.add_argument("--classifier", type=Path, help="judge with this classifier (model folder), see the README")
+    inpainter.add_argument("--findings", type=Path, help="for that: image and mask pairs, the mask is the finding")
+    inpainter.add_argument("--healthy", type=Path, help="for that: other images, without finding")
+    inpainter.add_argument(
+        "--output", type=Path, required=True, help="a new folder: the model, or the figures with --judge; a training that was stopped goes on"
+    )  # fmt: skip
+    inpainter.add_argument(
+        "--trust", nargs="?", const="", metavar="SHA256", help="run the classifier and the network of --perceptual although they are programs (.ts, .pt2); with its SHA-256, only that one"
+    )  # fmt: skip
+    inpainter.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    _add_settings(inpainter.add_argument_group("settings"), InpainterSettings)
+    inpainter.set_defaults(call=_train_inpainter, parser=inpainter)
 
 
 def _method(options) -> int:
     from . import files, output
 
     files.check_new_folder(options.output)
-    chosen = options.settings_class.from_json(_given(options, options.settings_class))
+    preset = getattr(options.settings_class, "PRESETS", {}).get(getattr(options, "preset", ""), {})
+    chosen = options.settings_class.from_json(preset | _given(options, options.settings_class))
     if getattr(options, "cohort", None):
         return _cohort(options, chosen)
-    if options.segment and not options.segmentation:
-        raise MedXAIError("--segment names a segment of --segmentation FILE, which is missing.")
+    for name in ("grid", "no_ablation"):
+        if getattr(options, name, None):
+            raise MedXAIError(f"--{name.replace('_', '-')} belongs to --cohort FOLDER, which is missing.")
+    for name in ("segment", "organ"):
+        if getattr(options, name, None) and not options.segmentation:
+            raise MedXAIError(f"--{name} names a segment of --segmentation FILE, which is missing.")
     from . import io
 
     volumes = [io.read_volume(path) for path in options.volume]
-    segments = []
-    if options.segmentation and options.method == "backproject" and not options.segment:
-        segments = io.read_masks(options.segmentation)
-    elif options.segmentation:
-        segments = [io.read_mask(options.segmentation, options.segment)]
-    from .methods import explain
+    segments = _segments(options)
+    from .evaluation.judged import explain
     from .models import load
 
     model = load(options.model, device=chosen.device, trusted=_trusted(options))
@@ -244,22 +278,62 @@ def _method(options) -> int:
     return DONE
 
 
+def _segments(options) -> list:
+    """The masks that a run is given, for `counterfactual` with their role."""
+    from . import io
+
+    path, counterfactual = options.segmentation, options.method == "counterfactual"
+    if path and options.method == "backproject" and not options.segment:
+        return io.read_masks(path)
+    if not counterfactual:
+        return [io.read_mask(path, options.segment)] if path else []
+    found = {}
+    if path and (options.segment or not options.organ):
+        found["annotation"] = io.read_mask(path, options.segment)
+    if options.organ:
+        found["organ"] = io.read_mask(path, options.organ)
+    if options.start:
+        found["start"] = io.read_volume(options.start)
+    return [replace(one, attributes=one.attributes | {"role": role}) for role, one in found.items()]
+
+
+def _study(options, chosen):
+    """What --cohort asks for, of (model, log), and what draws its report."""
+    folder, segment = options.cohort, options.segment
+    if options.method == "ability":
+        from .evaluation import cohort, picture
+
+        return lambda model, log: cohort(model, folder, chosen, segment, log), picture
+    if options.grid:
+        from .evaluation.impact_grid import grid_of, impact_grid
+
+        values = grid_of(options.grid)
+        return lambda model, log: impact_grid(model, folder, chosen, values, segment, options.organ, log), None
+    from .evaluation.impact_cohort import impact_cohort
+    from .evaluation.impact_page import impact_picture
+
+    ablation = not options.no_ablation
+    return lambda model, log: impact_cohort(model, folder, chosen, segment, options.organ, log, ablation), impact_picture
+
+
 def _cohort(options, chosen) -> int:
     from . import output
-    from .evaluation import cohort, picture, resumable
+    from .evaluation import resumable
     from .models import load
 
-    if options.segmentation:
-        raise MedXAIError("The cases of --cohort bring their own masks; leave --segmentation out.")
+    for name in ("segmentation", "start"):
+        if getattr(options, name, None):
+            raise MedXAIError(f"The cases of --cohort bring their own masks; leave --{name} out.")
+    study, picture = _study(options, chosen)
     progress, kept = _Progress(options.json), 0
     try:
         with resumable(options.output) as folder:
             log = folder / "cases.jsonl"
             try:
                 model = load(options.model, device=chosen.device, trusted=_trusted(options))
-                explanation = progress.drive(cohort(model, options.cohort, chosen, options.segment, log))
+                explanation = progress.drive(study(model, log))
                 explanation.provenance["command"] = ["medxai", *options.arguments]
-                if not options.no_scene:
+                if picture and not options.no_scene:
                     try:
                         picture(explanation, folder / "report.png")
                     except MedXAIError as error:
@@ -289,13 +363,13 @@ def _tell(explanation, folder, scene, as_json):
     scores = plain(explanation.scores)
     if "predicted" in explanation.provenance:
         about = explanation.provenance
-        layer = about["layer"]
         print("  label: {label}; the network answers {predicted}".format(**about))
-        print(
-            f"  layer: {layer['name']}"
-            + f" (module {layer['path']})" * bool(layer["path"])
-            + f", slice {about['slice']}" * bool(about["slice"])
-        )
+        layer, where = about.get("layer"), f"slice {about['slice']}" if about["slice"] else ""
+        if layer:
+            path = f" (module {layer['path']})" * bool(layer["path"])
+            where = f"layer: {layer['name']}{path}" + f", {where}" * bool(where)
+        if where:
+            print(f"  {where}")
     for name, score in scores.items():
         if name.removesuffix("_low").removesuffix("_high") != name and name.rpartition("_")[0] in scores:
             continue  # told with the figure it is the interval of
@@ -322,6 +396,17 @@ def _trusted(options) -> set[str]:
     from .package import Package
 
     return {Package.read(options.model if hasattr(options, "model") else options.folder).sha256}
+
+
+def _phantoms(options) -> int:
+    from .demo.mammogram import write_mammograms
+
+    progress = _Progress(options.json)
+    seeds = [seed for ends in options.seeds or [(1000, 1060)] for seed in range(*ends)]
+    progress.drive(write_mammograms(options.output, seeds, tuple(options.size)))
+    progress.end()
+    print(f"  {options.output}")
+    return DONE
 
 
 def _describe(options) -> int:
@@ -446,6 +531,63 @@ def _train_classification(options) -> int:
     several = len(figures["networks"]) > 1
     print(f"The model{'s are' if several else ' is'} in {options.output}.")
     return DONE
+
+
+def _train_inpainter(options) -> int:
+    from .files import check_new_folder
+    from .package import Package
+    from .training.settings import InpainterSettings
+
+    if (options.folder is None) == (options.judge is None):
+        raise MedXAIError("Give either a folder of healthy images to train on or --judge MODEL.")
+    judge = {name: getattr(options, name) for name in ("classifier", "findings", "healthy")}
+    missing = [name for name, path in judge.items() if path is None]
+    if (options.judge and missing) or 0 < len(missing) < 3:
+        raise MedXAIError(f"Judging takes --classifier, --findings and --healthy; --{missing[0]} is missing.")
+    check_new_folder(options.output)
+    wanted = InpainterSettings(**_given(options, InpainterSettings))
+    trusted = set() if options.trust is None else {options.trust.lower()}
+    if options.trust == "":
+        trusted = {Package.read(one).sha256 for one in (options.classifier, wanted.perceptual) if one}
+    progress = _Progress(options.json)
+    if options.judge:
+        from .training.inpainter_judging import judge_folder
+
+        found = progress.drive(judge_folder(options.judge, options.output, wanted, judge, trusted))
+        progress.end()
+        _tell_roc(found)
+        print(f"The figures are in {options.output}.")
+        return DONE
+    from .training.inpainters import epochs_kept, train_folder
+
+    try:
+        found = progress.drive(train_folder(options.folder, options.output, wanted, trusted, judge if not missing else None))  # fmt: skip
+    except KeyboardInterrupt:
+        kept = epochs_kept(options.output)
+        if not kept:
+            raise
+        print(f"medxai: cancelled; {kept} finished epochs are kept, and the same command goes on from there.", file=sys.stderr)  # fmt: skip
+        return CANCELLED
+    progress.end()
+    for case, reason in found["images"]["skipped"].items():
+        print(f"  skipped {case}: {reason}", file=sys.stderr)
+    made, mean = (found["hole_error"][name] for name in ("inpainted", "mean"))
+    print(
+        f"  error in holes of {found['images']['kept_back']} images kept back: {made['value']:.3f} (filled with the mean: {mean['value']:.3f})"
+    )
+    if "roc" in found:
+        _tell_roc(found["roc"])
+    for note in found["notes"]:
+        print(f"  note: {note}")
+    print(f"The model is in {options.output}.")
+    return DONE
+
+
+def _tell_roc(found) -> None:
+    for one in found["auc"].values():
+        print(f"  AUC {one['of']}: {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]")
+    for note in found["notes"]:
+        print(f"  note: {note}")
 
 
 def _demo(options) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import MedXAIError
 
-TASKS = ("segmentation", "classification")
+TASKS = ("segmentation", "classification", "inpainting")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 FITS = ("resize", "pad", "window")
 #: Weights that are data, and weights that are programs.

@@ -7,6 +7,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .errors import MedXAIError, nearest
 
@@ -342,4 +343,63 @@ class BackprojectSettings(Settings):
     device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
 
 
-METHODS = {"dream": DreamSettings, "ability": AbilitySettings, "backproject": BackprojectSettings}
+@dataclass(frozen=True)
+class CounterfactualSettings(Settings):
+    """Settings of `counterfactual` (Major et al. 2020, section 2)."""
+
+    #: Sets of values by name; what is given besides goes before them. ``fitted`` are the defaults: the best of a grid search on training phantoms.
+    PRESETS: ClassVar[dict[str, dict]] = {
+        "fitted": {},
+        "paper": {
+            "lambda_score": 1.0, "lambda_tv": 0.1, "lambda_area": 0.1, "learning_rate": 2e-3, "steps": 100, "theta": 0.5, "restarts": 1,
+        },
+    }  # fmt: skip
+
+    label: str = setting("", "The class that is to vanish, by name; empty: the one the network answers.")
+    inpainter: str = setting(
+        "", "Folder of an inpainter (made by 'medxai train inpainter'); empty: the fall-back, which the result says."
+    )
+    lambda_score: float = setting(
+        1.0, "λ₁: weight of the class score, φ + ψ.", low=0, high=1e6, decimals=3, increment=0.1, title="Score λ₁"
+    )
+    lambda_tv: float = setting(
+        0.1, "λ₂: weight of the region's border (total variation). Higher: smoother and rounder.", low=0, high=1e6, decimals=4,
+        increment=0.01, title="Border λ₂",
+    )  # fmt: skip
+    lambda_area: float = setting(
+        0.1, "λ₃: weight of the region's area. Higher: smaller.", low=0, high=1e6, decimals=4, increment=0.01, title="Area λ₃"
+    )  # fmt: skip
+    steps: int = setting(100, "Steps of the optimisation.", low=1, high=100000)
+    learning_rate: float = setting(
+        0.05, "Learning rate of Adam: how far a voxel of the mask can move in a step.", low=1e-6, high=1, decimals=4, increment=0.01
+    )  # fmt: skip
+    theta: float = setting(
+        0.5, "θ: what is deleted by more than this belongs to the region.", low=0.01, high=0.99, decimals=2, increment=0.05, title="Threshold θ"
+    )  # fmt: skip
+    restarts: int = setting(
+        3, "Starts, side by side in one batch, each led by holes of another size; the best is kept.", low=1, high=8, advanced=True
+    )  # fmt: skip
+    mask_nodes: int = setting(
+        32,
+        "Nodes of the mask along the longest axis; between them it is interpolated.",
+        low=2,
+        high=4096,
+        advanced=True,
+    )
+    slice: str = setting(
+        "", "For 2-D networks: the slice, such as axial:57 or k:57; by default the one with most of the annotation, or of the organ."
+    )  # fmt: skip
+    fill: str = setting(
+        "blur", "Without an inpainter, what takes the region's place: its blurred surroundings, the mean, or noise.",
+        choices=("blur", "mean", "noise"), advanced=True,
+    )  # fmt: skip
+    seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1, advanced=True)
+    device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
+
+
+METHODS = {
+    "dream": DreamSettings,
+    "ability": AbilitySettings,
+    "backproject": BackprojectSettings,
+    "counterfactual": CounterfactualSettings,
+}

@@ -15,14 +15,30 @@ class _Registry(dict):
         return self[name]
 
 
-_WHERE = {"dream": "dream", "ability": "ability", "backproject": "backproject"}
+_WHERE = {"dream": "dream", "ability": "ability", "backproject": "backproject", "counterfactual": "counterfactual"}
 REGISTRY = _Registry()
 
 
 def explain(method: str, model, volumes, settings, segments=()):
-    """The steps of a method by name, with the segments it was given: landmarks for ``backproject``, one at most for the others."""
+    """The steps of a method by name, with the segments it was given.
+
+    Landmarks for ``backproject``; for ``counterfactual`` each says in its attribute ``role`` whether it is the organ, the annotation (also without a role)
+    or the start; one at most for the others.
+    """
     if method == "backproject":
         return REGISTRY[method](model, volumes, settings, tuple(segments))
+    if method == "counterfactual":
+        roles = {}
+        for one in segments:
+            role = one.attributes.get("role", "annotation")
+            if role in roles or role not in ("organ", "annotation", "start"):
+                from ..errors import MedXAIError
+
+                raise MedXAIError(
+                    f"counterfactual takes one organ, one annotation and one start; '{one.name}' is one {role} too many."
+                )
+            roles[role] = one
+        return REGISTRY[method](model, volumes, settings, **roles)
     if len(segments) > 1:
         from ..errors import MedXAIError
 

@@ -20,8 +20,9 @@ from ..settings import BackprojectSettings
 from ..volume import Volume
 from .ability import annotation
 from .filter_checks import alike, edges, randomised, sampled, silenced
+from .phases import during
 from .provenance import provenance
-from .returning import batch_of, log_odds, returned, score
+from .returning import batch_of, returned, score
 
 
 def backproject(model, volumes: list[Volume], settings: BackprojectSettings, landmarks: Several[Volume] = ()) -> Steps:
@@ -97,11 +98,11 @@ def backproject(model, volumes: list[Volume], settings: BackprojectSettings, lan
                 found.take(filters[len(found.shares)], one)
                 yield Step(0.1 + 0.7 * done, "Sending filters back")
             yield Step(0.1 + 0.7 * done, "Sending filters back", (), found.preview())
-        effects, matter = yield from _during(silenced(recording, model, label, filters, settings.seed), 0.8, 0.85)
+        effects, matter = yield from during(silenced(recording, model, label, filters, settings.seed), 0.8, 0.85)
         change = None
         if settings.randomise:
             again = randomised(model, prepared.x, layer.output, settings, filters, found.network_heat, batch)
-            change = yield from _during(again, 0.85, 0.97)
+            change = yield from during(again, 0.85, 0.97)
         probability = model.probabilities(recording.logits)[0]
     yield Step(0.98, "Putting the maps together")
     result = Explanation("backproject", "Filter back-projection")
@@ -136,7 +137,7 @@ def backproject(model, volumes: list[Volume], settings: BackprojectSettings, lan
     )  # fmt: skip
     result.scores.update(
         probability=float(probability[label]),
-        log_odds=float(log_odds(model, recording.logits, label)),
+        log_odds=float(model.log_odds(recording.logits, label)),
         filters=len(filters),
         half_heat_area=found.half_area(),
     )
@@ -277,16 +278,6 @@ def _layer(model, settings, shape):
     if beyond:
         raise MedXAIError(f"{told}, numbered from 0 to {count - 1}; there is no filter {beyond[0]} (--only).")
     return layer
-
-
-def _during(steps, start: float, stop: float):
-    """Steps of (share, stage) as steps of the method between two fractions; ends with what they return."""
-    while True:
-        try:
-            share, stage = next(steps)
-        except StopIteration as end:
-            return end.value
-        yield Step(start + (stop - start) * share, stage)
 
 
 def _notes(result, recording, found, settings, filters) -> None:

@@ -13,7 +13,7 @@ from ..explanation import Table
 from ..landmarks import spread, weights
 from ..models import graph as graphs
 from ..models.backward import Recording
-from .returning import log_odds, returned, score
+from .returning import returned, score
 
 DRAWS = 20  # sets of as many filters drawn from all: the strongest beat all of them by chance in one of 21 cases
 Checking = Generator[tuple[float, str], None, object]
@@ -39,12 +39,12 @@ def silenced(recording: Recording, model, label: int, filters: Sequence[int], se
             else "0: the answer does not depend on this layer"
         )
         return [float("nan")] * len(filters), {"value": None, "passed": None, "meaning": f"{meaning} ({why})."}
-    before = float(log_odds(model, recording.logits, label))
+    before = float(model.log_odds(recording.logits, label))
 
     def fall(some) -> float:
         activation = recording.activation.clone()
         activation[:, some] = 0
-        return before - float(log_odds(model, recording.answer_with(activation), label))
+        return before - float(model.log_odds(recording.answer_with(activation), label))
 
     effects = []
     for number, one in enumerate(filters):

@@ -1,11 +1,10 @@
-"""What a back-projection and its checks share: scores of filters and labels, and filters on their way back in batches."""
+"""What a back-projection and its checks share: scores of filters, and filters on their way back in batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from ..models.backward import Recording
 from ..settings import BackprojectSettings
@@ -19,14 +18,6 @@ def score(activation, kind: str) -> np.ndarray:
     maps = activation[0].flatten(1).double()
     found = maps.amax(1) if kind == "max" else maps.sum(1) if kind == "sum" else maps.mean(1)
     return found.cpu().numpy()
-
-
-def log_odds(model, logits, label: int):
-    """log p − log(1 − p) of a label's probability, from logits (N, labels); shape (N,)."""
-    if model.package.output.activation != "softmax" or logits.shape[1] == 1:
-        return logits[:, label]
-    others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
-    return logits[:, label] - torch.logsumexp(others, 1)
 
 
 def batch_of(recording: Recording, filters: int, settings: BackprojectSettings) -> int:

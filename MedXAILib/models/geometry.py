@@ -161,12 +161,16 @@ class Prepared:
 
     def mask_to_network(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the volume's grid, shape (k, j, i), by nearest neighbour on the grid of ``x``; padding is outside."""
-        mask = _cut(np.asarray(mask, bool), self._plane, self._index)
+        return self.values_to_network(np.asarray(mask, bool))
+
+    def values_to_network(self, values: np.ndarray) -> np.ndarray:
+        """As `mask_to_network`, for values of any type; padding is 0."""
+        values = _cut(values, self._plane, self._index)
         for one in self.axes:
             at = np.floor(one.array(np.arange(one.count)) + 0.5).astype(np.int64)
-            mask = np.take(mask, np.minimum(at, one.length - 1), one.axis)
-        result = np.zeros(self.shape, bool)
-        result[self.valid] = _to_network_order(mask, self.axes, self._plane)
+            values = np.take(values, np.minimum(at, one.length - 1), one.axis)
+        result = np.zeros(self.shape, values.dtype)
+        result[self.valid] = _to_network_order(values, self.axes, self._plane)
         return result
 
     def change(self, delta, start, channel: int = 0) -> Patch:

@@ -125,6 +125,13 @@ class Model:
         """Probabilities by the package's activation, same shape (sigmoid for ``none``, which undoes the log-odds)."""
         return torch.softmax(logits, 1) if self.package.output.activation == "softmax" else torch.sigmoid(logits)
 
+    def log_odds(self, logits: Tensor, label: int) -> Tensor:
+        """log p − log(1 − p) of a label's probability, from logits (N, labels); shape (N,)."""
+        if self.package.output.activation != "softmax":
+            return logits[:, label]
+        others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
+        return logits[:, label] - torch.logsumexp(others, 1)
+
     def foreground(self, logits: Tensor, label: int | str) -> Tensor:
         """Where the label is predicted: the largest logit (softmax), or a probability above 0.5.
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .partial import PartialUNet
+
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -197,4 +199,4 @@ class DeeperBNCNN(_Classifier):
 
 
 #: The classes that a package may name.
-NETWORKS = {cls.__name__: cls for cls in (PlainUNet, MeshNet, ShallowCNN, DeeperCNN, DeeperBNCNN)}
+NETWORKS = {cls.__name__: cls for cls in (PlainUNet, MeshNet, ShallowCNN, DeeperCNN, DeeperBNCNN, PartialUNet)}

@@ -68,9 +68,9 @@ class Engine:
 
     def explain(self, method: str, model, volumes, settings, segments):
         """The generator of steps."""
-        from .. import methods
+        from ..evaluation.judged import explain
 
-        return methods.explain(method, model, volumes, settings, segments)
+        return explain(method, model, volumes, settings, segments)
 
     def release(self) -> None:
         """Give unused device memory back to the system."""

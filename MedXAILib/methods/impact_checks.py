@@ -1,0 +1,128 @@
+"""How far to trust a counterfactual: its drop after thresholding, against other places, without the rest, and with other content in the hole."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+PLACES = 20  # where the same shape is tried elsewhere
+PARTS = 16  # of the region that are looked at one by one, the largest first
+
+
+def split(region: Tensor) -> list[Tensor]:
+    """The parts of a region (*spatial) that touch each other by a face, an edge or a corner, the largest first, at most `PARTS`."""
+    labels, count = ndimage.label(region.cpu().numpy(), np.ones((3,) * region.ndim))
+    order = np.argsort(-np.bincount(labels.reshape(-1), minlength=count + 1)[1:], kind="stable")[:PARTS]
+    return [torch.from_numpy(labels == n + 1).to(region.device) for n in order]
+
+
+def kept(before: float, soft: float, hard: float) -> dict:
+    """Whether the log-odds fall as far with the thresholded region as with the mask that was optimised."""
+    value = (before - hard) / (before - soft) if before > soft else float("nan")
+    return {
+        "value": value,
+        "passed": None if np.isnan(value) else value >= 0.5,
+        "meaning": f"Drop of the log-odds with the region (mask above θ) over that with the mask itself ({before - soft:.3g}); passed from a half on.",
+    }
+
+
+class Asking:
+    """The network asked about one image with holes filled.
+
+    Parameters
+    ----------
+    model : Model
+    label : int
+    fill : Fill
+    x : Tensor, shape (1, C, *spatial)
+    organ : Tensor of bool, shape (*spatial)
+    batch : int
+        Images at once.
+    """
+
+    def __init__(self, model, label: int, fill, x: Tensor, organ: Tensor, batch: int):
+        self.model, self.label, self.fill, self.x, self.organ, self.batch = model, label, fill, x, organ, batch
+
+    @torch.no_grad()
+    def drops(self, holes: Tensor, before: Tensor) -> list[float]:
+        """By how much the log-odds fall when each hole (N, 1, *spatial) is filled."""
+        found = []
+        for some in holes.split(self.batch):
+            images = torch.where(some, self.fill.fill(some), self.x)
+            found += (before - self.model.log_odds(self.model.logits(images), self.label)).tolist()
+        return found
+
+    def elsewhere(self, region: Tensor, drop: float, seed: int):
+        """The drop of the same shape at other places of the organ; yields (share, stage), returns the check."""
+        meaning = f"Share of {PLACES} random other places in the organ where filling the same shape lowers the log-odds by less than here ({drop:.3g})"
+        places = _places(region, self.organ, np.random.default_rng([seed, 5])) if bool(region.any()) else []
+        if len(places) < 5:
+            return {
+                "value": None,
+                "passed": None,
+                "meaning": f"{meaning}. Not done: the shape fits into too few other places.",
+            }
+        with torch.no_grad():
+            before = self.model.log_odds(self.model.logits(self.x), self.label)
+        drops = []
+        for start in range(0, len(places), self.batch):
+            drops += self.drops(torch.stack(places[start : start + self.batch])[:, None], before)
+            yield min(1.0, (start + self.batch) / len(places)), "Comparing with other places"
+        value = float(np.mean(np.array(drops) < drop))
+        return {
+            "value": value,
+            "passed": value >= 0.95,
+            "meaning": f"{meaning}; there it falls by {np.mean(drops):.3g} in the mean, {max(drops):.3g} at most. Passed from 0.95 on.",
+        }
+
+    @torch.no_grad()
+    def complement(self, region: Tensor, guess: Tensor, logits: Tensor) -> dict:
+        """Whether the class stays when all of the organ but the region is replaced by what its surroundings say (guess, (1, C, *spatial))."""
+        image = torch.where(self.organ & ~region, guess, self.x)
+        after = self.model.log_odds(self.model.logits(image), self.label)
+        value = float(torch.sigmoid(after))
+        return {
+            "value": value,
+            "passed": value > 0.5 if bool(region.any()) else None,
+            "meaning": "Probability of the class when everything in the organ but the region is replaced by what its surroundings say, block by block; passed"
+            " above 0.5: the region alone carries the class.",
+        }
+
+    @torch.no_grad()
+    def content(self, region: Tensor) -> dict:
+        """Whether what is under the hole makes a difference to what it is filled with."""
+        hole = region[None, None]
+        if not bool(hole.any()):
+            return {"value": None, "passed": None, "meaning": "Not done: there is no region."}
+        first, second = (one.fill(hole) for one in (self.fill, self.fill.without(hole)))
+        change = torch.where(hole, (first - second).abs(), 0)
+        value = float(change.max()) if bool(torch.isfinite(change).all()) else float("inf")
+        return {
+            "value": value,
+            "passed": value <= 1e-5 * float(self.x.abs().max()),
+            "meaning": "Largest change of what the region is filled with when the image under it is replaced by NaN, network units: 0, or the finding leaks into its"
+            " own replacement.",
+        }
+
+
+def _places(region: Tensor, organ: Tensor, rng) -> list[Tensor]:
+    """The region moved by random whole steps, at least nine tenths of it in the organ and at most a tenth of it where it was."""
+    inside, shape = organ.cpu().numpy(), np.array(region.shape)
+    at = np.argwhere(region.cpu().numpy())
+    there = np.argwhere(inside)
+    found, own = [], region.cpu().numpy()
+    for _ in range(50 * PLACES):
+        moved = at + there[rng.integers(len(there))] - at[rng.integers(len(at))]
+        moved = moved[((moved >= 0) & (moved < shape)).all(1)]
+        if len(moved) < 0.9 * len(at):
+            continue
+        moved = tuple(moved.T)
+        if inside[moved].sum() >= 0.9 * len(at) and own[moved].sum() <= 0.1 * len(at):
+            one = np.zeros(shape, bool)
+            one[moved] = True
+            found.append(torch.from_numpy(one & inside).to(region.device))
+            if len(found) == PLACES:
+                break
+    return found
