@@ -80,9 +80,20 @@ def _parser():
     _models_parser(commands)
     _features_parser(commands)
     _train_parser(commands)
-    phantoms = commands.add_parser("phantoms", help="write mammogram-like phantoms with and without masses, and their masks")
-    phantoms.add_argument("--seeds", type=int, nargs=2, action="append", metavar=("FIRST", "LAST"), help="LAST excluded; may come again [1000 1060]")
-    phantoms.add_argument("--size", type=int, nargs=2, default=(128, 128), metavar=("ROWS", "COLUMNS"), help="[128 128]")
+    phantoms = commands.add_parser(
+        "phantoms", help="write mammogram-like phantoms with and without masses, and their masks"
+    )
+    phantoms.add_argument(
+        "--seeds",
+        type=int,
+        nargs=2,
+        action="append",
+        metavar=("FIRST", "LAST"),
+        help="LAST excluded; may come again [1000 1060]",
+    )
+    phantoms.add_argument(
+        "--size", type=int, nargs=2, default=(128, 128), metavar=("ROWS", "COLUMNS"), help="[128 128]"
+    )
     phantoms.add_argument("--output", type=Path, required=True, help="a new folder")
     phantoms.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     phantoms.set_defaults(call=_phantoms, parser=phantoms)
@@ -118,7 +129,9 @@ def _method_parser(commands, name, cls):
     if name == "counterfactual":
         parser.add_argument("--organ", help="name, or label value, of the segment that the region must lie in")
         parser.add_argument("--start", type=Path, metavar="FILE", help="mask.nrrd of an earlier run, to go on from")
-        parser.add_argument("--no-ablation", action="store_true", help="with --cohort: leave out the runs without λ₂ and λ₃")
+        parser.add_argument(
+            "--no-ablation", action="store_true", help="with --cohort: leave out the runs without λ₂ and λ₃"
+        )
         parser.add_argument(
             "--grid", action="append", metavar="NAME=A,B,…", help="with --cohort: try every combination of these values and say the best; once per setting"
         )  # fmt: skip
@@ -313,7 +326,9 @@ def _study(options, chosen):
     from .evaluation.impact_page import impact_picture
 
     ablation = not options.no_ablation
-    return lambda model, log: impact_cohort(model, folder, chosen, segment, options.organ, log, ablation), impact_picture
+    return lambda model, log: impact_cohort(
+        model, folder, chosen, segment, options.organ, log, ablation
+    ), impact_picture
 
 
 def _cohort(options, chosen) -> int:

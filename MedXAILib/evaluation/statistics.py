@@ -89,7 +89,54 @@ def wilson(hits: int, n: int) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan, 0)
     z = float(stats.norm.ppf(0.975))
     middle, reach = (hits + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(hits * (n - hits) / n + z * z / 4)
-    return Estimate(hits / n, max(0.0, middle - reach), min(1.0, middle + reach), n)
+    return Estimate(hits / n, middle - reach if hits else 0.0, middle + reach if hits < n else 1.0, n)
+
+
+@dataclass(frozen=True)
+class SignedRank:
+    """Wilcoxon's signed-rank test of ``n`` pairs; of ``dropped`` more one value is undefined. ``p`` is NaN without a pair."""
+
+    p: float
+    n: int
+    dropped: int
+
+
+def signed_rank(a, b) -> SignedRank:
+    """Wilcoxon's signed-rank test of paired values, two-sided; differences of 0 are ranked and then left out (Pratt 1959), all 0 give p = 1.
+
+    Up to 50 pairs p is exact, also with ties (of the signs, given the ranks); beyond, the normal approximation of SciPy.
+
+    Parameters
+    ----------
+    a, b : array, shape (cases,)
+        Pairs in which one is NaN are dropped, and counted.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    known = np.isfinite(a) & np.isfinite(b)
+    differences, dropped = (a - b)[known], int((~known).sum())
+    if not differences.any():
+        return SignedRank(1.0 if len(differences) else math.nan, len(differences), dropped)
+    if len(differences) > 50:
+        p = stats.wilcoxon(differences, zero_method="pratt").pvalue
+    else:  # SciPy tries all signs one by one where there are ties
+        ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(int)  # twice, so that shared ones are whole
+        positive, ranks = ranks[differences > 0].sum(), ranks[differences != 0]
+        share = np.zeros(ranks.sum() + 1)  # of all signs, by their positive sum
+        share[0] = 1
+        for rank in ranks:
+            share /= 2
+            share[rank:] += share[:-rank].copy()
+        p = min(1.0, 2 * min(share[: positive + 1].sum(), share[positive:].sum()))
+    return SignedRank(float(p), len(differences), dropped)
+
+
+def holm(p_values) -> list[float]:
+    """p values adjusted for their number after Holm 1979, in the order given; undefined ones stay NaN and are not counted."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")[: int(np.isfinite(p).sum())]  # NaN comes last
+    adjusted = np.full(len(p), math.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
+    return adjusted.tolist()
 
 
 def coverage(score, value, shares=COVERAGES) -> dict[str, list]:

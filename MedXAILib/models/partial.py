@@ -150,8 +150,8 @@ class PartialUNet(nn.Module):
 
 
 def levels_for(shape: Sequence[int]) -> int:
-    """Levels of the inpainter for images of a spatial shape: as many halvings as leave a voxel of the shortest axis, 8 at most (the paper's)."""
-    return max(1, min(len(KERNELS), int(min(shape)).bit_length() - 1))
+    """Levels of the inpainter for images of a spatial shape: as many halvings as leave two voxels of the shortest axis, 8 at most (the paper's)."""
+    return max(1, min(len(KERNELS), (int(min(shape)) - 1).bit_length() - 1))
 
 
 def _doubled(x: Tensor, like: Tensor) -> Tensor:

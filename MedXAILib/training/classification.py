@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -19,7 +17,16 @@ from ..evaluation.resume import Log
 from ..explanation import Point, Step
 from ..package import Package, from_json
 from .labelled import Labelled
-from .saving import checkpoints_at, new_network, save_weights, weights_of, write_trained
+from .saving import (
+    checkpoints_at,
+    new_network,
+    read_state,
+    read_weights,
+    save_weights,
+    weights_of,
+    write_state,
+    write_trained,
+)
 from .settings import ClassificationSettings
 from .variation import vary
 
@@ -84,7 +91,7 @@ def train_classifier(
         about = from_json({"schema": 1, "sha256": "0" * 64} | fields, Path(folder))
         module = new_network(about).to(settings.device)
         adam = torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
-        done = _read_state(state / "state.safetensors", module, adam)
+        done = read_state(state / "state.safetensors", module, adam).get("epoch", 0)
         keep = checkpoints_at(settings.epochs, settings.checkpoints)
         loss_of = nn.CrossEntropyLoss(_class_weights(labels).to(settings.device) if settings.class_weights else None)
         module.train()
@@ -94,13 +101,15 @@ def train_classifier(
             state.mkdir(parents=True, exist_ok=True)  # not before there is something to keep
             if epoch in keep:
                 save_weights(weights_of(module, settings.half), state / f"epoch-{epoch}.safetensors")
-            _write_state(state / "state.safetensors", module, adam, epoch)  # last: what it says is finished is there
+            write_state(
+                state / "state.safetensors", module, adam, {"epoch": epoch}
+            )  # last: what it says is finished is there
             values = {name: row[name] for name in ("loss", "accuracy")}
             told = (
                 f"{network}: epoch {epoch} of {settings.epochs}, loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}"
             )
             yield Step(epoch / settings.epochs, told, (Point("training", epoch, values),))
-        kept = {f"epoch-{epoch}": _read(state / f"epoch-{epoch}.safetensors") for epoch in sorted(keep)}
+        kept = {f"epoch-{epoch}": read_weights(state / f"epoch-{epoch}.safetensors") for epoch in sorted(keep)}
         return write_trained(folder, fields, weights_of(module, settings.half), kept)
     finally:
         torch.set_rng_state(random)
@@ -141,42 +150,3 @@ def _class_weights(labels: Tensor) -> Tensor:
     """Inverse of how often each class comes, 1 in the mean over the images."""
     counts = torch.bincount(labels).double()
     return (len(labels) / (len(counts) * counts)).float()
-
-
-def _write_state(path: Path, module: nn.Module, adam, epoch: int) -> None:
-    """Weights and optimiser after an epoch, replacing the last ones at once."""
-    from safetensors.torch import save_file
-
-    tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    for number, values in adam.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{name}": value.cpu().contiguous() for name, value in values.items()}
-    new = path.with_suffix(".new")
-    save_file(tensors, str(new), {"epoch": json.dumps(epoch)})
-    os.replace(new, path)
-
-
-def _read_state(path: Path, module: nn.Module, adam) -> int:
-    """Put weights and optimiser back; the number of epochs they have seen, 0 where nothing is kept."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(str(path), "pt") as file:
-            epoch = json.loads(file.metadata()["epoch"])
-        tensors, moments = _read(path), {}
-        module.load_state_dict({n.removeprefix("network."): v for n, v in tensors.items() if n.startswith("network.")})
-        for name, value in tensors.items():
-            if name.startswith("adam."):
-                _, number, what = name.split(".")
-                moments.setdefault(int(number), {})[what] = value
-        adam.load_state_dict({"state": moments, "param_groups": adam.state_dict()["param_groups"]})
-    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError):
-        raise MedXAIError(f"'{path}' is damaged; remove '{path.parent}' to train this network anew.") from None
-    return epoch
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)

@@ -26,8 +26,8 @@ from .classifier_judging import (
     random_weights,
 )
 from .labelled import LabelledCases, folder_images
-from .saving import command_of, lift, part, write_figures
-from .settings import CLASSIFIERS, ClassificationSettings
+from .saving import command_of, finished, intensity_of, lift, part, write_figures
+from .settings import CLASSIFIERS, PAPER_CLASSIFIERS, ClassificationSettings
 
 EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
 POLICY = "The weights are those after the last epoch; the images kept back were used for no choice."
@@ -78,9 +78,7 @@ def train_classifiers(
 
 def epochs_kept(folder) -> int:
     """Finished epochs of a training that was stopped before ``folder`` was complete."""
-    path = Path(folder).absolute()
-    path = path.with_name(f".{path.name}.partial") / EPOCHS
-    return max(0, len(path.read_bytes().splitlines()) - 1) if path.exists() else 0
+    return finished(folder, EPOCHS)
 
 
 def _work(cases, partial, settings, command, log):
@@ -178,30 +176,29 @@ def _judge(folder, cases, settings, network):
     return figures, tables
 
 
+def _arguments(network: str, labels: int, settings: ClassificationSettings) -> dict:
+    if network != "resnet":
+        about = {name: getattr(settings, name) for name in ("size", "width", "dropout")}
+        return {"in_channels": 1, "out_channels": labels} | about
+    return {
+        "block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [max(4, round(n * settings.width)) for n in (16, 32, 64, 128)],
+        "spatial_dims": 2, "n_input_channels": 1, "num_classes": labels, "conv1_t_size": 5, "conv1_t_stride": 1, "no_max_pool": True,
+    }  # fmt: skip
+
+
 def fields(cases: LabelledCases, settings: ClassificationSettings, command: str, network: str) -> dict:
     """What ``model.json`` of a trained network holds."""
     whole = [*cases.train, *cases.test]
     title = cases.title or (" or ".join(cases.labels) if len(cases.labels) < 4 else f"{len(cases.labels)} classes")
-    kind = settings.intensity
-    if kind == "auto":
-        kind = "uint8" if all(one.volume.array.dtype == np.uint8 for one in whole) else "zscore"
-    intensity = {"kind": "zscore", "per_slice": True}
-    if settings.window:
-        intensity = {"kind": "window", "low": settings.window[0], "high": settings.window[1]}
-    elif kind == "uint8":  # as is usual for radiographs: about mean 0 and SD 1
-        intensity = {"kind": "linear", "multiply": 1 / (0.25 * 255), "add": -2.0, "range": "uint8"}
     return {
         "name": f"{title} ({network})",
-        "description": f"The {network} network of Kumar & Menkovski 2016, width {settings.width:g}; for research, never for patients.",
+        "description": f"The {network} network{' of Kumar & Menkovski 2016' if network in PAPER_CLASSIFIERS else ''}, width {settings.width:g}; for research,"
+        " never for patients.",
         "source": command,
         **({"license": cases.license} if cases.license else {}),
         "task": "classification",
         "weights": "weights.safetensors",
-        "network": {
-            "name": CLASSIFIERS[network],
-            "arguments": {"in_channels": 1, "out_channels": len(cases.labels)}
-            | {name: getattr(settings, name) for name in ("size", "width", "dropout")},
-        },
+        "network": {"name": CLASSIFIERS[network], "arguments": _arguments(network, len(cases.labels), settings)},
         "input": {
             "spatial_dims": 2,
             "channels": [cases.channel],
@@ -210,7 +207,7 @@ def fields(cases: LabelledCases, settings: ClassificationSettings, command: str,
             "size": [settings.size] * 2,
             "fit": "resize",
             "multiple_of": 1,
-            "intensity": intensity,
+            "intensity": intensity_of(settings, [one.volume for one in whole]),
         },
         "output": {"labels": list(cases.labels), "activation": "softmax"},
     }  # fmt: skip

@@ -16,9 +16,9 @@ from ..explanation import Step
 from ..volume import Volume
 from .settings import ClassificationSettings
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".nrrd", ".nhdr", ".nii.gz", ".nii", ".mha", ".mhd", ".dcm", ".ima")
+ENDINGS = (".png", ".jpg", ".jpeg", ".nrrd", ".nhdr", ".nii.gz", ".nii", ".mha", ".mhd", ".dcm", ".ima")
 _PLAIN = (".png", ".jpg", ".jpeg", ".dcm", ".ima")  # pictures and radiographs: used as they are
-_SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 
 
 @dataclass
@@ -165,35 +165,55 @@ def split(labels: Sequence[int], groups: Sequence, share: float, seed: int) -> n
 
 def _listed(folder: Path, settings):
     """Images with path, class, group and side; those of the table that have none or no file, with the reason; notes."""
-    table = Path(settings.table) if settings.table else folder / "labels.csv"
-    if settings.table and not table.is_file():
-        if not (folder / settings.table).is_file():
-            raise MedXAIError(f"There is no table '{settings.table}', here or in '{folder}'.")
-        table = folder / settings.table
-    if table.is_file():
+    table = table_of(folder, settings.table)
+    if table is not None:
         return _from_table(folder, table, settings)
     if settings.split_column or settings.group_column:
         raise MedXAIError(f"'{folder}' has no table (labels.csv); --group-column and --split-column name columns of one (--table).")  # fmt: skip
     listed = []
     for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         for path in sorted(inner.rglob("*")):
-            if path.name.lower().endswith(_ENDINGS) and path.is_file() and not path.name.startswith("."):
+            if path.name.lower().endswith(ENDINGS) and path.is_file() and not path.name.startswith("."):
                 name = path.relative_to(folder).as_posix()
                 listed.append({"name": name, "path": path, "label": inner.name, "group": "", "side": ""})
     if not listed:
         raise MedXAIError(
-            f"'{folder}' holds no folder with images; it takes FOLDER/CLASS/IMAGE ({', '.join(_ENDINGS[:6])}, …) or a table (labels.csv, --table)."
+            f"'{folder}' holds no folder with images; it takes FOLDER/CLASS/IMAGE ({', '.join(ENDINGS[:6])}, …) or a table (labels.csv, --table)."
         )
     return listed, {}, []
 
 
-def _from_table(folder, table, settings):
+def table_of(folder: Path, given: str) -> Path | None:
+    """The table of the images in a folder: the one that was given, here or in the folder, or its ``labels.csv``; None without."""
+    table = Path(given) if given else folder / "labels.csv"
+    if given and not table.is_file():
+        if not (folder / given).is_file():
+            raise MedXAIError(f"There is no table '{given}', here or in '{folder}'.")
+        table = folder / given
+    return table if table.is_file() else None
+
+
+def read_table(table: Path) -> tuple[list[dict], list[str]]:
+    """Rows and column names of a table of images (CSV)."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows, names = list(reader), reader.fieldnames or []
+            return list(reader), list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MedXAIError(f"The table '{table}' cannot be read ({error}); save it as CSV in UTF-8.") from None
+
+
+def require_columns(table, columns: dict[str, str], names) -> None:
+    """Refuse a column, by what it is for, that the table does not have; an empty one is not wanted."""
+    for what, column in columns.items():
+        if column and column not in names:
+            raise MedXAIError(
+                f"The table '{table}' has no column '{column}'{nearest(column, names)}; it has {', '.join(names)} (--{what}-column)."
+            )
+
+
+def _from_table(folder, table, settings):
+    rows, names = read_table(table)
     group = settings.group_column or ("patient_id" if "patient_id" in names else "")
     columns = {
         "image": settings.image_column,
@@ -201,16 +221,12 @@ def _from_table(folder, table, settings):
         "group": group,
         "split": settings.split_column,
     }
-    for what, column in columns.items():
-        if column and column not in names:
-            raise MedXAIError(
-                f"The table '{table}' has no column '{column}'{nearest(column, names)}; it has {', '.join(names)} (--{what}-column)."
-            )
+    require_columns(table, columns, names)
     listed, skipped, seen = [], {}, set()
     for row in rows:
         image, label, group, side = ((row[column] or "").strip() if column else "" for column in columns.values())
-        side = _SIDES.get(side.lower(), side)
-        path = _found(folder, image)
+        side = SIDES.get(side.lower(), side)
+        path = found_image(folder, image)
         if not label:
             why = "it has no class"
         elif path is None:
@@ -233,10 +249,10 @@ def _from_table(folder, table, settings):
     return listed, skipped, notes
 
 
-def _found(folder, image):
+def found_image(folder: Path, image: str) -> Path | None:
     """The file that a table means; None where there is none."""
     for place in (folder, folder / "images"):
-        for ending in ("", *_ENDINGS):
+        for ending in ("", *ENDINGS):
             path = place / (image + ending)
             if image and path.is_file():
                 return path

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import MedXAIError
 from ..explanation import Step
 from ..files import plain
 from ..package import Package, write_package
 from ..settings import Settings, about
+from ..volume import Volume
 
 
 def part(steps: Generator[Step, None, object], start: float, stop: float) -> Generator[Step, None, object]:
@@ -51,6 +55,81 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
 
     save_file(weights, str(path))
     path.chmod(0o644)  # it comes readable by its owner only
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """What `save_weights` wrote."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def write_state(path: Path, network: nn.Module, adam, told: dict) -> None:
+    """Weights, optimiser and plain values (how far the training is), replacing the last ones at once."""
+    from safetensors.torch import save_file
+
+    tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    for number, values in adam.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{name}": value.cpu().contiguous() for name, value in values.items()}
+    new = path.with_suffix(".new")
+    save_file(tensors, str(new), {name: json.dumps(value) for name, value in told.items()})
+    os.replace(new, path)
+
+
+def state_told(path: Path) -> dict:
+    """The plain values of `write_state`; empty where nothing is kept."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(str(path), "pt") as file:
+            return {name: json.loads(value) for name, value in file.metadata().items()}
+    except (SafetensorError, OSError, AttributeError, ValueError):
+        raise _damaged(path) from None
+
+
+def read_state(path: Path, network: nn.Module, adam) -> dict:
+    """Put weights and optimiser back; the plain values that were kept with them, empty where nothing is kept."""
+    from safetensors import SafetensorError
+
+    told = state_told(path)
+    if not told:
+        return told
+    try:
+        tensors, moments = read_weights(path), {}
+        network.load_state_dict({n.removeprefix("network."): v for n, v in tensors.items() if n.startswith("network.")})
+        for name, value in tensors.items():
+            if name.startswith("adam."):
+                _, number, what = name.split(".")
+                moments.setdefault(int(number), {})[what] = value
+        adam.load_state_dict({"state": moments, "param_groups": adam.state_dict()["param_groups"]})
+    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError):
+        raise _damaged(path) from None
+    return told
+
+
+def _damaged(path):
+    return MedXAIError(f"'{path}' is damaged; remove '{path.parent}' to train this network anew.")
+
+
+def finished(folder, name: str) -> int:
+    """Finished epochs in the log ``name`` of a training that was stopped before ``folder`` was complete."""
+    path = Path(folder).absolute()
+    path = path.with_name(f".{path.name}.partial") / name
+    return max(0, len(path.read_bytes().splitlines()) - 1) if path.exists() else 0
+
+
+def intensity_of(settings, volumes: Iterable[Volume], per_slice: bool = True) -> dict:
+    """The ``intensity`` of a package, by the settings ``intensity`` and ``window``; auto: ``uint8`` where every volume is 8-bit."""
+    if settings.window:
+        return {"kind": "window", "low": settings.window[0], "high": settings.window[1]}
+    kind = settings.intensity
+    if kind == "auto":
+        kind = "uint8" if all(one.array.dtype == np.uint8 for one in volumes) else "zscore"
+    if kind == "uint8":  # as is usual for radiographs: about mean 0 and SD 1
+        return {"kind": "linear", "multiply": 1 / (0.25 * 255), "add": -2.0, "range": "uint8"}
+    return {"kind": "zscore", "per_slice": True} if per_slice else {"kind": "zscore"}
 
 
 def checkpoints_at(units: int, count: int) -> set[int]:

@@ -74,7 +74,9 @@ class SegmentationSettings(TrainingSettings):
 
 
 #: The classes of the three networks of Kumar & Menkovski 2016, by the name of the setting ``network``.
-CLASSIFIERS = {"shallow": "ShallowCNN", "deeper": "DeeperCNN", "deeper-bn": "DeeperBNCNN"}
+PAPER_CLASSIFIERS = {"shallow": "ShallowCNN", "deeper": "DeeperCNN", "deeper-bn": "DeeperBNCNN"}
+#: And a small residual network of MONAI that ends in global average pooling, so that CAM is defined on it.
+CLASSIFIERS = {**PAPER_CLASSIFIERS, "resnet": "ResNet"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class ClassificationSettings(Settings):
     """Settings of `medxai train classification`: the networks of Kumar & Menkovski 2016. What the paper does not tell is chosen, and said so."""
 
     network: str = setting(
-        "deeper-bn", "Network of the paper's Table 2, 3 or 4, or all three side by side.", choices=(*CLASSIFIERS, "all")
+        "deeper-bn",
+        "Network of the paper's Table 2, 3 or 4, all three side by side, or a small residual network (9 convolutions, average pooling).",
+        choices=(*CLASSIFIERS, "all"),
     )
     width: float = setting(1.0, "Factor for the number of filters and units; 1: the paper's.", low=0.01, high=16)
     dropout: float = setting(
@@ -135,19 +139,120 @@ class ClassificationSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.window and self.window[0] >= self.window[1]:
-            raise MedXAIError(
-                f"--window is {self.window[0]:g} {self.window[1]:g}; the first value must be the smaller one."
-            )
+        _check_window(self.window)
 
     @property
     def networks(self) -> tuple[str, ...]:
         """The networks to train, by name."""
-        return tuple(CLASSIFIERS) if self.network == "all" else (self.network,)
+        return tuple(PAPER_CLASSIFIERS) if self.network == "all" else (self.network,)
 
     def varied(self, network: str) -> bool:
         """Whether a network sees varied images."""
-        return self.augment == "all" or (self.augment == "paper" and network == "deeper-bn")
+        return self.augment == "all" or (self.augment == "paper" and network not in ("shallow", "deeper"))
+
+
+def _check_window(window) -> None:
+    if window and window[0] >= window[1]:
+        raise MedXAIError(f"--window is {window[0]:g} {window[1]:g}; the first value must be the smaller one.")
+
+
+@dataclass(frozen=True)
+class InpainterSettings(Settings):
+    """Settings of `medxai train inpainter`. The schedule is that of Major et al. 2020 (section 3), the loss that of Liu et al. 2018 (eq. 1 to 7)."""
+
+    match: str = setting(
+        "", "Folder of the classifier that the inpainter is to fit: channel, orientation, spacing, size and intensity are taken from it."
+    )  # fmt: skip
+    dims: int = setting(2, "Dimensions of the network.", low=2, high=3)
+    size: int = setting(
+        0, "Edge of the square that every image is resized to, or of the random cubes cut from 3-D volumes; 0: whole images, all of one size.",
+        low=0, high=4096, unit="pixels",
+    )  # fmt: skip
+    width: float = setting(1.0, "Factor for the number of filters; 1: the paper's.", low=0.01, high=16)
+    levels: int = setting(
+        0, "Encoder layers, and as many decoder layers; 0: as many halvings as leave more than one pixel, 8 at most (the paper's).", low=0, high=8
+    )  # fmt: skip
+    epochs: int = setting(100, "Epochs of the first phase.", low=1, high=10**6)
+    learning_rate: float = setting(1e-5, "Learning rate of Adam in the first phase.", low=1e-8, high=1)
+    second_epochs: int = setting(
+        50, "Epochs of the second phase, with the encoder's batch normalisation frozen; 0: none.", low=0, high=10**6
+    )
+    second_learning_rate: float = setting(1e-6, "Learning rate of Adam in the second phase.", low=1e-8, high=1)
+    batch: int = setting(1, "Images per step.", low=1, high=1024)
+    patience: int = setting(
+        0, "Epochs without a better loss on the images kept back after which a phase ends, and the best weights count; 0: never, and the last ones count.",
+        low=0, high=10**6,
+    )  # fmt: skip
+    validation_share: float = setting(0.1, "Share of the images that is kept back, at least one.", low=0.01, high=0.5)
+    holes: int = setting(400, "Blocks in one image at most; how many is drawn anew each time.", low=1, high=100000)
+    hole_size: int = setting(8, "Edge of a block.", low=1, high=512, unit="pixels")
+    clusters: float = setting(
+        0.5, "How often a cluster of touching blocks is set in place of a single one.", low=0, high=1
+    )
+    cluster_size: float = setting(
+        0.25, "Largest extent of a cluster along an axis, as a share of the image's shortest edge.", low=0.01, high=1
+    )
+    largest: float = setting(
+        0.25, "Share of the image that may be hole: fewer blocks in small images, and smaller ones in those that one block would exceed.",
+        low=0.001, high=0.9,
+    )  # fmt: skip
+    valid_weight: float = setting(1.0, "Weight of the error outside holes.", low=0, high=1e6)
+    hole_weight: float = setting(6.0, "Weight of the error in holes.", low=0, high=1e6)
+    perceptual_weight: float = setting(0.05, "Weight of the difference in features.", low=0, high=1e6)
+    style_weight: float = setting(120.0, "Weight of the difference in the features' Gram matrices.", low=0, high=1e6)
+    tv_weight: float = setting(0.1, "Weight of the total variation in and around holes.", low=0, high=1e6)
+    perceptual: str = setting(
+        "",
+        "Folder of a network whose features count, never the classifier to be explained; empty: perceptual and style loss are left out.",
+    )
+    perceptual_layers: tuple[str, ...] = setting(
+        (), "Its layers, by name, module path or number; by default its first three blocks."
+    )
+    flip: bool = setting(False, "Mirror images along each axis at random.")
+    intensity: str = setting(
+        "auto", "Network units: 8-bit values (x / 255 - 0.5) / 0.25, or mean 0 and SD 1 in each image; auto: the first where all images are 8-bit.",
+        choices=("auto", "uint8", "zscore"),
+    )  # fmt: skip
+    window: tuple[float, float] | None = setting(
+        None, "In place of it: values of the image that become 0 and 1; what is outside is clipped."
+    )
+    table: str = setting("", "Table of the images (CSV); by default labels.csv in the folder, or every image in it.")
+    image_column: str = setting("image", "Column that holds the file name, in the folder or in its folder 'images'.")
+    where: tuple[str, ...] = setting(
+        (), "Rows of the table to take, such as 'finding=No Finding'; of several conditions all must hold."
+    )
+    split_column: str = setting(
+        "", "Column that says train or test: rows with train are trained on, those with test are for --healthy."
+    )
+    group_column: str = setting(
+        "", "Column whose equal values are kept back together; by default patient_id, where the table has it."
+    )
+    finding_label: str = setting("", "With --classifier: its class for images with a finding; empty: its last label.")
+    segment: str = setting(
+        "",
+        "With --findings: the segment of the masks that is the finding, by name or label value; empty: all there are.",
+    )
+    organ: str = setting(
+        "",
+        "With --findings: the segment that holds healthy tissue; empty: the body, by Otsu's threshold, or the image.",
+    )
+    draws: int = setting(
+        10, "With --classifier: times that each image is inpainted with other holes.", low=1, high=1000
+    )
+    margin: int = setting(2, "With --classifier: largest distance from a finding up to which it is covered.", low=0, high=512, unit="pixels")  # fmt: skip
+    checkpoints: int = setting(5, "Weights kept on the way, evenly spaced, the last ones included.", low=0, high=1000)
+    half: bool = setting(False, "Store the weights as 16-bit numbers.")
+    seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    device: str = setting("cpu", "Where to compute, as torch names it.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size and self.size < 8:
+            raise MedXAIError(f"--size is {self.size}; it takes 0 or at least 8 pixels.")
+        _check_window(self.window)
+        for one in self.where:
+            if not one.partition("=")[0].strip() or "=" not in one:
+                raise MedXAIError(f"--where is '{one}'; it takes COLUMN=VALUE.")
 
 
 #: The small 3-D U-Net of the demonstration (`MedXAILib.demo.train`).

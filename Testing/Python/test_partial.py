@@ -100,7 +100,7 @@ def test_any_size_comes_back(shape):
 
 
 def test_levels_by_the_stated_rule():
-    assert [levels_for(shape) for shape in ((576, 448), (128, 128), (64, 64, 64), (3, 99), (2, 2))] == [8, 7, 6, 1, 1]
+    assert [levels_for(shape) for shape in ((576, 448), (128, 128), (64, 64, 64), (3, 99), (2, 2))] == [8, 6, 5, 1, 1]
     assert [len(PartialUNet(2, 1, 8, 0.1).encoder), len(PartialUNet(2, 1, 8, 0.1).decoder)] == [8, 8]
     with pytest.raises(ValueError, match="levels is 9"):
         PartialUNet(2, 1, 9)

@@ -1,5 +1,6 @@
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from MedXAILib.evaluation.statistics import wilson
 from MedXAILib.explanation import run
 from MedXAILib.models import load, prepare
 from MedXAILib.models.networks import NETWORKS
-from MedXAILib.package import Package
+from MedXAILib.package import Package, from_json
 from MedXAILib.training import classifiers
 from MedXAILib.training.classification import train_classifier
 from MedXAILib.training.classifier_judging import accuracies, confusion, landmark_rows, probabilities
-from MedXAILib.training.classifiers import epochs_kept, train_images
+from MedXAILib.training.classifiers import epochs_kept, fields, train_images
 from MedXAILib.training.labelled import Labelled, folder_images, split
-from MedXAILib.training.settings import CLASSIFIERS, ClassificationSettings
+from MedXAILib.training.saving import new_network
+from MedXAILib.training.settings import CLASSIFIERS, PAPER_CLASSIFIERS, ClassificationSettings
 from MedXAILib.training.variation import affine, vary, warp
 from MedXAILib.volume import Volume
 
@@ -62,7 +64,7 @@ def rows_of(network):
     return rows
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", PAPER_CLASSIFIERS)
 def test_the_networks_are_those_of_the_tables(name):
     with torch.device("meta"):
         network = NETWORKS[CLASSIFIERS[name]](1, 24)
@@ -84,7 +86,7 @@ def test_the_networks_are_those_of_the_tables(name):
         assert count == 320 + 18_496 + 112 * 112 * 64 * 128 + 128 + 24 * 129
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", PAPER_CLASSIFIERS)
 def test_width_and_size_make_small_ones_that_begin_to_learn(name):
     torch.manual_seed(0)
     network = NETWORKS[CLASSIFIERS[name]](1, 3, size=50, width=0.25).eval()
@@ -173,7 +175,20 @@ def test_variation_follows_its_seed_and_flips_only_when_told():
     one, same, other = (vary(x, ClassificationSettings(), np.random.default_rng(n)) for n in (1, 1, 2))
     assert torch.equal(one, same) and not torch.allclose(one, other) and one.shape == x.shape
     assert not ClassificationSettings().flip
-    assert [ClassificationSettings().varied(n) for n in CLASSIFIERS] == [False, False, True]
+    assert [ClassificationSettings().varied(n) for n in CLASSIFIERS] == [False, False, True, True]
+
+
+def test_the_residual_network_ends_in_average_pooling_and_one_linear_layer():
+    cases = SimpleNamespace(
+        train=[], test=[], labels=("a", "b", "c"), title="", channel="image", license="", orientation=None
+    )
+    settings = ClassificationSettings(network="resnet", width=0.5, intensity="zscore")
+    about = from_json({"schema": 1, "sha256": "0" * 64} | fields(cases, settings, "", "resnet"), ".")
+    network = new_network(about).eval()
+    assert sum(isinstance(one, nn.Conv2d) for one in network.modules()) == 12 and network.fc.out_features == 3
+    x = torch.randn(1, 1, 40, 40)
+    assert network(x).shape == (1, 3)
+    assert ClassificationSettings(network="all").networks == tuple(PAPER_CLASSIFIERS)
 
 
 # ---- a folder --------------------------------------------------------------------------------------------------------
