@@ -355,7 +355,7 @@ class CounterfactualSettings(Settings):
         },
     }  # fmt: skip
 
-    label: str = setting("", "The class that is to vanish, by name; empty: the one the network answers.")
+    label: str = setting("", "The class that is to vanish, by name; empty: the one the network answers (in a cohort the last of the model).")
     inpainter: str = setting(
         "", "Folder of an inpainter (made by 'medxai train inpainter'); empty: the fall-back, which the result says."
     )

@@ -42,7 +42,11 @@ def registerSampleData():
     """Offer the tutorials' volumes in Sample Data: computed on this computer, nothing is downloaded."""
     import SampleData
 
-    for name, load in (("MedXAILiverPhantom", loadPhantom), ("MedXAILesionPhantom", loadLesionPhantom)):
+    for name, load in (
+        ("MedXAILiverPhantom", loadPhantom),
+        ("MedXAILesionPhantom", loadLesionPhantom),
+        ("MedXAIMammogramPhantom", loadMammogram),
+    ):
         SampleData.SampleDataLogic.registerCustomSampleDataSource(
             category="MedXAI",
             sampleName=name,
@@ -58,29 +62,28 @@ def loadPhantom(_source=None, lesions=False):
     """Put a made-up abdomen, and its liver (and lesions) as segments, into the scene; gives the volume node."""
     from MedXAILib.demo import phantom
     from MedXAILib.demo.run import PATIENT
-    from MedXAILib.scene import host, layers, segments
+    from MedXAILib.panel import samples
 
     with slicer.util.WaitCursor():
-        made, scene = phantom.case(PATIENT, lesions=lesions), host.current().scene
-        title = "Lesion phantom" if lesions else "Liver phantom"
-        node = layers.add_volume(scene, made.image, title)
-        node.CreateDefaultDisplayNodes()
-        node.GetDisplayNode().SetAutoWindowLevel(False)
-        node.GetDisplayNode().SetWindowLevelMinMax(-160, 240)
-        segmentation = segments.add_segmentation(scene, f"{title} segmentation", node)
-        parts = {"liver": ("organ", (0.87, 0.51, 0.40))} | (
-            {"lesion": ("lesion", (0.56, 0.93, 0.56))} if lesions else {}
-        )
-        for name, (label, colour) in parts.items():
-            mask = made.mask(label)
-            segments.set_mask(segmentation, name, mask, mask.ijk_to_ras, colour=colour)
-        slicer.util.setSliceViewerLayers(background=node, fit=True)
-    return node
+        made = phantom.case(PATIENT, lesions=lesions)
+        masks = {"liver": made.mask("organ")} | ({"lesion": made.mask("lesion")} if lesions else {})
+        return samples.show(made.image, masks, "Lesion phantom" if lesions else "Liver phantom", (-160, 240))
 
 
 def loadLesionPhantom(_source=None):
     """The same with lesions, for classifiers."""
     return loadPhantom(lesions=True)
+
+
+def loadMammogram(_source=None):
+    """Put a made-up mammogram, and its breast and mass as segments, into the scene; gives the volume node."""
+    from MedXAILib.demo import mammogram
+    from MedXAILib.panel import samples
+
+    with slicer.util.WaitCursor():
+        made = mammogram.mammogram(mammogram.PATIENT)
+        masks = {mask.name: mask for mask in (made.breast, made.masses)}
+        return samples.show(made.image, masks, "Mammogram phantom", (0, 220))
 
 
 class MedXAIDeepDreamLogic(ScriptedLoadableModuleLogic):

@@ -17,6 +17,7 @@ from .phantom import HELD_OUT
 HEIGHT = 172.0  # mm that an image is high
 SHAPE = (128, 128)  # rows, columns
 CLASSES = ("healthy", "mass")
+PATIENT = HELD_OUT  # the seed of the tutorial
 _MARGIN = 7.0  # mm of breast that a mass has around it
 
 
@@ -109,7 +110,7 @@ def mammogram(seed: int, finding: bool = True, shape=SHAPE) -> Mammogram:
         added, mask = _mass(canvas, drawn, a, b, middle, masses)
         level, masses = level + added * thick**0.5, masses | mask
     level = level * canvas.edge((radius - 1) * min(a, b), 2.0) + noise
-    matrix = np.diag([canvas.mm, canvas.mm, 1.0, 1.0])
+    matrix = np.diag([-canvas.mm, -canvas.mm, 1.0, 1.0])  # as radiographs lie: shown in Slicer as it is here
     image = Volume(np.round(255 * np.clip(level + 0.03, 0, 1)).astype(np.uint8)[None], matrix, f"mammogram-{seed}")
     return Mammogram(image, _mask(image, breast, "breast"), _mask(image, masses, "mass"))
 

@@ -48,7 +48,8 @@ class RunRequest:
     settings : dict
         Plain values (`Settings.to_json`).
     segments : sequence of Volume or StoredVolume
-        Masks, non-zero inside: landmarks for ``backproject``, one at most for the other methods.
+        Masks, non-zero inside: landmarks for ``backproject``; for ``counterfactual`` each says in ``attributes["role"]`` what it is; one at
+        most for the other methods.
     trusted : iterable of str
         SHA-256 of the programs the user trusts.
     panel : str

@@ -115,6 +115,22 @@ def back_projection():
     save(figure, "MedXAI/MedXAIFeatureBackProjection/Resources/Icons/MedXAIFeatureBackProjection.png")
 
 
+def counterfactual():
+    """The same organ twice: with the finding, and with a hole where it was."""
+    figure, axes = canvas()
+    tile(axes)
+    for x, finding in ((0.29, True), (0.71, False)):
+        organ = Ellipse((x, 0.54), 0.34, 0.62, fc="#8d99a8", ec=PAPER, lw=2.8, zorder=2)
+        axes.add_patch(organ)
+        if finding:
+            axes.add_patch(Circle((x, 0.50), 0.085, fc=HOT, ec="none", zorder=3))
+        else:
+            axes.add_patch(Circle((x, 0.50), 0.095, fc="none", ec=HOT, lw=3, ls=(0, (1.6, 1.2)), zorder=3))
+    axes.plot([0.16, 0.84], [0.13, 0.13], color="#7d8da1", lw=4, solid_capstyle="round", zorder=4)
+    axes.add_patch(Circle((0.62, 0.13), 0.05, fc=PAPER, ec="none", zorder=5))
+    save(figure, "MedXAI/MedXAICounterfactualImpact/Resources/Icons/MedXAICounterfactualImpact.png")
+
+
 def models():
     """Layers of a network in a folder's place: a stack of planes."""
     figure, axes = canvas()
@@ -154,5 +170,6 @@ if __name__ == "__main__":
     deep_dream()
     ability()
     back_projection()
+    counterfactual()
     models()
     sample()

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("MedXAIModels", "MedXAIDeepDream", "MedXAISegmentationAbility", "MedXAIFeatureBackProjection")
+MODULES = (
+    "MedXAIModels", "MedXAIDeepDream", "MedXAISegmentationAbility", "MedXAIFeatureBackProjection", "MedXAICounterfactualImpact",
+)  # fmt: skip
 FIRST = 'if importlib.util.find_spec("MedXAILib") is None: sys.path.append(str(Path(__file__).resolve().parents[2]))'
 # What a module file and the panels may import before anybody has opened a panel (Slicer starts without numpy).
 LIGHT = {"importlib", "sys", "pathlib", "slicer", "qt", "ctk", "vtk", "__future__"}
