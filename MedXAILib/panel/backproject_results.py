@@ -93,7 +93,7 @@ class BackprojectResults(ResultSection):
         self._updating = True
         rows = list(pick.rows(slicer.mrmlScene, run, "classes", ("label", "probability"))) if run else []
         rows.sort(key=lambda row: -float(row[1]))
-        _fill(self.classTable, [(label, f"{float(probability):.3f}") for label, probability in rows])
+        parts.fill(self.classTable, [(label, f"{float(probability):.3f}") for label, probability in rows])
         self.strip.clear()
         for rank in self._filters.ranks if count else ():
             self.strip.addItem(self._item(rank))
@@ -185,7 +185,7 @@ class BackprojectResults(ResultSection):
             rows = zip(*(found.columns[name] for name in columns))
         else:
             rows = pick.rows(slicer.mrmlScene, self._filled[0], "landmarks", columns) if self._filled[0] else ()
-        _fill(self.landmarkTable, [_landmark(name, *map(float, rest)) for name, *rest in rows])
+        parts.fill(self.landmarkTable, [_landmark(name, *map(float, rest)) for name, *rest in rows])
 
     # -- buttons -------------------------------------------------------------------------------------------------------------
 
@@ -220,17 +220,3 @@ def _landmark(name, heat, low, high, area, ratio, count, of) -> tuple:
 
 def _percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def _fill(table, rows):
-    table.setRowCount(len(rows))
-    table.setFixedHeight(34 + 22 * min(max(1, len(rows)), 9))
-    for n, row in enumerate(rows):
-        for column, text in enumerate(row):
-            item = table.item(n, column)
-            if item is None:
-                item = qt.QTableWidgetItem()
-                table.setItem(n, column, item)
-            item.setText(text)
-    if rows:
-        table.resizeColumnsToContents()

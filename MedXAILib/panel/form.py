@@ -73,6 +73,8 @@ class NumberConnector(GuiConnector):
             self._widget.decimals = max(self._row.decimals, decimalsOf(value))
             if self._row.low is not None and value < self._widget.minimum:
                 self._widget.minimum = value  # allowed, only finer than the spin box's own lowest value
+            if value > self._widget.maximum:
+                self._widget.maximum = value  # allowed, only beyond the range that a slider of the panel shows
         self._widget.value = value
 
 

@@ -32,15 +32,20 @@ class LiveRun(VTKObservationMixin):
         Calls a function once the event loop has finished what it is doing.
     onPoints : callable
         Called without arguments when curves have grown.
+    keeps : bool
+        Whether a finished run can begin again (`restart`).
     """
 
     def __init__(
-        self, control, onFinished=lambda folder, explanation: None, host=None, later=later, onPoints=lambda: None
-    ):
+        self, control, onFinished=lambda folder, explanation: None, host=None, later=later, onPoints=lambda: None, keeps=False
+    ):  # fmt: skip
         super().__init__()
         self.control, self._onFinished = control, onFinished
         self._host, self._later, self._onPoints = host or hosts.current(), later, onPoints
         self.job = self.run = None
+        self._keeps = keeps
+        self._last = None  # the run that ended last, when it can begin again
+        self._before = None  # what was finished of the run under way
         self._why = ""  # why we stopped it ourselves
         self._begun = []  # the inputs as they were
 
@@ -71,6 +76,7 @@ class LiveRun(VTKObservationMixin):
             When it could not be begun; then nothing is left.
         """
         self.stop("")
+        self._last = None
         self._begun = [_state(node) for node in nodes]
         self.job = client.run(request, self._onEvent)
         try:
@@ -80,10 +86,44 @@ class LiveRun(VTKObservationMixin):
         except BaseException:
             self.stop("")
             raise
+        self._observe()
+        self.control.setState(RunState.STARTING)
+
+    @property
+    def restartable(self):
+        """The run under way, or the finished one, that can begin again; None: there is none, or something of it was removed."""
+        if self.run is not None:
+            return self.run if self.control.state not in (RunState.CANCELLING, RunState.WRITING) else None
+        return self._last if self._last is not None and self._last.whole else None
+
+    def restart(self, client, request):
+        """Compute `restartable` anew with another request: what comes takes the place of its layers, in the same folder.
+
+        When it is cancelled or fails, what was finished comes back; where nothing was, nothing is left.
+
+        Raises
+        ------
+        MedXAIError
+            When it could not be begun; then all stays as it is.
+        """
+        run, older = self.restartable, self.job
+        self.job = None  # from here on the older job's last words are nobody's
+        try:
+            job = client.run(request, self._onEvent)
+        except BaseException:
+            self.job = older
+            raise
+        if self.run is None:
+            self.run, self._last = run, None
+            self._observe()
+        self.job, self._before = job, run.begin_again() or self._before
+        self._begun = [_state(node) for node in run.inputs]
+        self.control.setState(RunState.STARTING)
+
+    def _observe(self):
         scene = self._host.scene
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneCloses)
         self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeLeaves)
-        self.control.setState(RunState.STARTING)
 
     def cancel(self):
         """Stop after the present step; what was shown goes when the worker has stopped."""
@@ -149,7 +189,7 @@ class LiveRun(VTKObservationMixin):
             )
         with waitCursor():
             folder = self.run.finish(explanation)
-        self._forget()
+        self._forget(explanation)
         text = _("Done in {time}.").format(time=self.control.elapsed)
         self.control.setState(RunState.DONE, text)
         self._onFinished(folder, explanation)
@@ -160,12 +200,15 @@ class LiveRun(VTKObservationMixin):
         self._fail(event.message, event.hint)
 
     def _onCancelled(self, event):
+        back = self._before is not None
         self._discard()
         self.job = None
         text = self._why or {
             "replaced": _("Replaced by a newer run; nothing was kept."),
             "ended": _("The worker was stopped; nothing was kept."),
         }.get(event.reason, "")
+        if back:
+            text = self._why or _("Cancelled; the result from before is back.")
         self.control.setState(RunState.CANCELLED, text)
         self._onFinished(0, None)
 
@@ -180,7 +223,7 @@ class LiveRun(VTKObservationMixin):
     # -- what the scene says ---------------------------------------------------------------------------------------------
 
     def _onSceneCloses(self, _caller, _event):
-        self.run = None  # the scene takes everything with it
+        self.run = self._last = self._before = None  # the scene takes everything with it
         self.stop(_("The scene was closed, so the run was stopped."))
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
@@ -200,7 +243,7 @@ class LiveRun(VTKObservationMixin):
         """Stop once the scene has finished what it is doing: removing nodes within a removal breaks it."""
         if self._why:
             return
-        self._why = why
+        self._why, self._before = why, None  # what was removed does not come back
         if self.job is not None and not self.job.finished:
             self.job.cancel()
         job = self.job
@@ -208,14 +251,27 @@ class LiveRun(VTKObservationMixin):
 
     def _discard(self):
         run, self.run = self.run, None
+        before, self._before = self._before, None
         self.removeObservers()
-        if run is not None:
+        if run is not None and before is not None:
+            run.finish(before)
+            self._keep(run, before)
+        elif run is not None:
             remove.remove(self._host.scene, run.folder)
 
-    def _forget(self):
+    def _forget(self, explanation):
         """The run is complete: it belongs to the scene now."""
-        self.run = self.job = None
+        self._keep(self.run, explanation)
+        self.run = self.job = self._before = None
         self.removeObservers()
+
+    def _keep(self, run, explanation):
+        if self._keeps:
+            run.done, self._last = write.light(explanation), run
+
+    def forget(self):
+        """Hold nothing of a finished run."""
+        self._last = None
 
 
 def _state(node) -> tuple:

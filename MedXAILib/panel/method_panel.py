@@ -53,6 +53,8 @@ class MethodPanel:
     resultClass = ResultSection
     labelHelp = ""
     kept = ("label",)  # settings that stay when all are reset
+    folded = False  # whether every row of the settings form is under Advanced
+    restarts = False  # whether a run can begin again in its own place
     private = ()  # settings that may name a person: not in the diagnostics
 
     def __init__(self, parent, layout, logic):
@@ -64,7 +66,7 @@ class MethodPanel:
         self.environment = environments.Environment(lambda: worker_session.workerPython() or None)
         self._unobserveWorker = lambda: None
         self._build(layout)
-        self.live = LiveRun(self.control, self._onFinished, onPoints=self.results.curvesGrew)
+        self.live = LiveRun(self.control, self._onFinished, onPoints=self.results.curvesGrew, keeps=self.restarts)
         scene = slicer.mrmlScene
         self._closing, self._closed = Watch(self._onSceneStartsToClose), Watch(self._onSceneClosed)
         self._closing.set(scene, scene.StartCloseEvent)
@@ -109,11 +111,21 @@ class MethodPanel:
         chosen = self.segment()
         return (chosen[0], [chosen[1]]) if chosen else (None, [])
 
+    def masks(self, volume) -> list:
+        """The segments that are sent, on the grid of a volume node."""
+        from ..scene import read
+
+        node, segmentIds = self.segments()
+        return [read.segment(node, one, volume) for one in segmentIds]
+
+    def begun(self, settings, request):
+        """The run ``self.live.run`` has begun with this request."""
+
     def title(self) -> str:
         """Name of a run's folder."""
-        return _("{method}: {label} ({model})").format(
-            method=self.results.title, label=self.picker.label, model=self.picker.package.name
-        )
+        label, model = self.picker.label, self.picker.package.name
+        words = _("{method}: {label} ({model})") if label else _("{method} ({model})")
+        return words.format(method=self.results.title, label=label, model=model)
 
     def repeating(self, known: dict) -> list[str]:
         """Fill the method's own rows as a run was, from its provenance; what cannot be filled, one sentence each."""
@@ -145,7 +157,7 @@ class MethodPanel:
         advancedButton.collapsed = True
         advanced = qt.QFormLayout(advancedButton)
         own = {"label": None, "device": None, **self.ownWidgets()}
-        self.form = SettingsForm(self.settingsClass, settings, advanced, own)
+        self.form = SettingsForm(self.settingsClass, advanced if self.folded else settings, advanced, own)
         self.buildSettings(settings, advanced)
         advanced.addRow(_("Device:"), self.deviceCombo)
         resetButton = qt.QPushButton(_("Reset settings"))
@@ -180,6 +192,7 @@ class MethodPanel:
     def cleanup(self):
         """The panel goes away: so does its run."""
         self.live.stop("")
+        self.live.forget()
         self._unobserveWorker()
         self.environment.stop()
         self.results.stop()
@@ -199,6 +212,7 @@ class MethodPanel:
         self.bind(parameters)
 
     def _onSceneStartsToClose(self, _caller, _event):
+        self.live.forget()
         self.results.stop()
         self.setParameterNode(None)
 
@@ -300,12 +314,12 @@ class MethodPanel:
                 volumes = [read.volume(node) for node in nodes]
                 node, segmentIds = self.segments()
                 request = RunRequest(
-                    self.method, self.picker.folder, volumes, settings.to_json(),
-                    [read.segment(node, one, nodes[0]) for one in segmentIds], self.trust.trusted, self.module,
+                    self.method, self.picker.folder, volumes, settings.to_json(), self.masks(nodes[0]), self.trust.trusted, self.module
                 )  # fmt: skip
                 segmentId = segmentIds[0] if len(segmentIds) == 1 else ""
                 first = self.first(volumes[0])
                 self.live.start(worker_session.client(), request, nodes, self.title(), node, segmentId, first)
+                self.begun(settings, request)
                 self.results.setLive(self.live)
         except MedXAIError as error:
             self.control.setState(RunState.FAILED, error.message, error.hint)

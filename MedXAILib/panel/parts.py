@@ -48,6 +48,21 @@ def table(name: str, titles):
     return made
 
 
+def fill(made, rows):
+    """Rows of texts for a table, at most nine of which are seen at once."""
+    made.setRowCount(len(rows))
+    made.setFixedHeight(34 + 22 * min(max(1, len(rows)), 9))
+    for n, row in enumerate(rows):
+        for column, text in enumerate(row):
+            item = made.item(n, column)
+            if item is None:
+                item = qt.QTableWidgetItem()
+                made.setItem(n, column, item)
+            item.setText(text)
+    if rows:
+        made.resizeColumnsToContents()
+
+
 def readable(layout, name: str):
     """A label for sentences: wrapped, and its text can be copied."""
     label = qt.QLabel()

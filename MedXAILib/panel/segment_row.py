@@ -17,10 +17,12 @@ class SegmentRow:
         What it is for.
     onChanged : callable
         Called without arguments when something was chosen.
+    names : tuple of str
+        The parameters that keep the segmentation and the segment's ID.
     """
 
-    def __init__(self, layout, title: str, toolTip: str, onChanged):
-        self._onChanged = onChanged
+    def __init__(self, layout, title: str, toolTip: str, onChanged, names=("segmentation", "segmentId")):
+        self._onChanged, self._names = onChanged, names
         self._parameters = None
         self._updating = False
         self.selector = slicer.qMRMLSegmentSelectorWidget()
@@ -33,7 +35,7 @@ class SegmentRow:
         layout.addRow(title, self.selector)
 
     def setParameterNode(self, parameters):
-        """Keep the choice in this node (``segmentation``, ``segmentId``) from now on."""
+        """Keep the choice in this node from now on."""
         self._parameters = parameters
         self.update()
 
@@ -42,17 +44,18 @@ class SegmentRow:
         if self._parameters is None:
             return
         self._updating = True
-        self.selector.setCurrentNode(self._parameters.segmentation)
-        if self._parameters.segmentation is not None and self._parameters.segmentId:
-            self.selector.setCurrentSegmentID(self._parameters.segmentId)
+        node, segmentId = (self._parameters.getValue(name) for name in self._names)
+        self.selector.setCurrentNode(node)
+        if node is not None and segmentId:
+            self.selector.setCurrentSegmentID(segmentId)
         self._updating = False
 
     def _changed(self, _what=None):
         if self._updating or self._parameters is None:
             return
         with slicer.util.NodeModify(self._parameters):
-            self._parameters.segmentation = self.selector.currentNode()
-            self._parameters.segmentId = self.selector.currentSegmentID() or ""
+            self._parameters.setValue(self._names[0], self.selector.currentNode())
+            self._parameters.setValue(self._names[1], self.selector.currentSegmentID() or "")
         self._onChanged()
 
     @property

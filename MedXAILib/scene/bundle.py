@@ -40,27 +40,34 @@ def save_scene(explanation: Explanation, volumes: list[Volume], segments: Sequen
 
 def build(host, explanation: Explanation, volumes: list[Volume], segments: Sequence[Volume] = ()):
     """The same in a headless host's scene, unsaved; returns the `write.Run`."""
+    from . import impact
     from .layers import place_of, window_of
     from .write import Run
 
     scene = host.scene
     windows = [window_of(explanation, volume) if n == 0 else None for n, volume in enumerate(volumes)]
     inputs = [add_input(scene, volume, window) for volume, window in zip(volumes, windows)]
-    segmentation = _segmentation(scene, inputs[0], segments) if segments else None
-    segment_id = segments[0].name if len(segments) == 1 else ""
+    roles = {}
+    if impact.of(explanation):  # the mask of an earlier run is no segment
+        segments = [one for one in segments if impact.role(one) != "start"]
+        roles = {impact.role(one): one.name for one in segments}
+    segmentation = _segmentation(scene, inputs[0], segments, "Segments" if roles else "Landmarks") if segments else None
+    segment_id = roles.get("annotation", "") if roles else segments[0].name if len(segments) == 1 else ""
     run = Run(host, inputs, title_of(explanation), segmentation, segment_id)
+    if "organ" in roles:
+        run.parts["organ"] = (segmentation, roles["organ"])
     run.finish(explanation)
     aim(host, inputs[0], place_of(explanation, volumes[0]))
     return run
 
 
-def _segmentation(scene, volume_node, masks: Sequence[Volume]):
-    """The masks as one segmentation node: one annotation, or landmarks."""
+def _segmentation(scene, volume_node, masks: Sequence[Volume], title: str):
+    """The masks as one segmentation node: one annotation, or several under a title."""
     from . import colors, segments
     from .nodes import place
 
     alone = len(masks) == 1
-    node = segments.add_segmentation(scene, f"{masks[0].name} segmentation" if alone else "Landmarks", volume_node)
+    node = segments.add_segmentation(scene, f"{masks[0].name} segmentation" if alone else title, volume_node)
     for mask in masks:
         name = node.GetSegmentation().GenerateUniqueSegmentID(mask.name)  # two landmarks may have one name
         segments.set_mask(node, name, mask, mask.ijk_to_ras, colors.ANNOTATION if alone else None)

@@ -141,7 +141,8 @@ def window_of(explanation, volume: Volume) -> tuple[float, float]:
     if point is not None and volume.array.size and (volume.unit == "HU" or float(volume.array.min()) < -500):
         return _tissue(explanation, volume, point)
     changed = next((layer.volume for layer in explanation.maps.values() if layer.kind == "signed"), None)
-    if changed is None or changed.shape != volume.shape:
+    whole = explanation.method == "counterfactual"  # the image is looked at, not the change in it alone
+    if whole or changed is None or changed.shape != volume.shape or not changed.array.any():
         return window(volume.array)
     low, high = bounds(changed.array)
     box = tuple(slice(max(0, a - (b - a) // 4 - 2), b + (b - a) // 4 + 2) for a, b in zip(low, high))
@@ -263,6 +264,9 @@ class Views:
         for node in of_class(self.scene, "vtkMRMLSliceCompositeNode"):
             before = self.before.get(node.GetID())
             found = clear(node, gone, before)
+            for one, opacity in before["over"] if found and before else ():
+                if one not in gone and self.scene.GetNodeByID(one):
+                    _lay(node, one, opacity)
             if self.alone and before:
                 for layer in ("Foreground", "Label"):
                     old = before[layer]
@@ -285,7 +289,38 @@ def _layers(node) -> dict:
     return {
         "Background": node.GetBackgroundVolumeID(), "Foreground": node.GetForegroundVolumeID(),
         "Label": node.GetLabelVolumeID(), "foreground": node.GetForegroundOpacity(), "label": node.GetLabelOpacity(),
+        "over": _over(node),
     }  # fmt: skip
+
+
+def _over(node) -> list[tuple[str, float]]:
+    """The layers of a slice view above background, foreground and label, with their opacity (none before Slicer 5.10)."""
+    if not hasattr(node, "GetNumberOfAdditionalLayers"):
+        return []
+    at = range(node.Layer_Last, node.Layer_Last + node.GetNumberOfAdditionalLayers())
+    return [(node.GetNthLayerVolumeID(n) or "", node.GetNthLayerOpacity(n)) for n in at]
+
+
+def _lay(node, volume_id: str, opacity: float) -> None:
+    if hasattr(node, "GetNumberOfAdditionalLayers"):
+        known = [one for one, _ in _over(node)]
+        n = node.Layer_Last + (known.index(volume_id) if volume_id in known else len(known))
+        with modifying(node):
+            if volume_id not in known:
+                node.SetNthLayerVolumeID(n, volume_id)
+            node.SetNthLayerOpacity(n, opacity)
+
+
+def lay_over(scene, node, opacity: float) -> None:
+    """Lay a map over background and foreground of every slice view; their fade does not touch it."""
+    for composite in of_class(scene, "vtkMRMLSliceCompositeNode"):
+        _lay(composite, node.GetID(), opacity)
+
+
+def opacity_over(scene, node) -> float | None:
+    """The opacity of a map that lies over a slice view's other layers; None where none has it."""
+    views = of_class(scene, "vtkMRMLSliceCompositeNode")
+    return next((opacity for view in views for one, opacity in _over(view) if one == node.GetID()), None)
 
 
 def clear(node, gone: set[str], before: dict | None = None) -> bool:
@@ -318,6 +353,9 @@ def show(scene, background=None, foreground=None, opacity: float | None = None, 
             if background is not None and node.GetBackgroundVolumeID() != background.GetID():
                 node.SetBackgroundVolumeID(background.GetID())
             if foreground is not None and node.GetForegroundVolumeID() != foreground.GetID():
+                others = [scene.GetNodeByID(one) for one, _ in _over(node)]
+                ours = {"", run_id(scene, foreground)}
+                clear(node, {one.GetID() for one in others if one is not None and run_id(scene, one) not in ours})
                 node.SetForegroundVolumeID(foreground.GetID())
             if opacity is not None:
                 node.SetForegroundOpacity(opacity)

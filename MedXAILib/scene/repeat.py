@@ -9,7 +9,8 @@ from ..errors import MedXAIError
 from ..explanation import Explanation
 from .nodes import INPUT
 
-SEGMENTATION = "MedXAI.Segmentation"  # node reference
+SEGMENTATION = "MedXAI.Segmentation"  # node reference; with a role behind it, that of another segment
+PARTS = ("organ",)
 
 
 def stamps(explanation: Explanation, run) -> dict[str, str]:
@@ -32,6 +33,7 @@ def stamps(explanation: Explanation, run) -> dict[str, str]:
     }
     if run.segmentation is not None:
         found["MedXAI.Segment"] = run.segment_id
+    found |= {f"MedXAI.Segment.{role}": segment_id for role, (_, segment_id) in run.parts.items()}
     return {key: value for key, value in found.items() if value}
 
 
@@ -42,7 +44,7 @@ def provenance(scene, thing) -> dict:
     -------
     dict
         ``method``, ``settings``, ``model`` (name), ``sha256``, ``inputs`` (volume nodes that are still there),
-        ``input_names``, ``segmentation`` (node or None), ``segment`` (id), ``scores`` and ``provenance``, everything that was recorded.
+        ``input_names``, ``segmentation`` (node or None), ``segment`` (id), ``parts`` (the same by role), ``scores`` and ``provenance``, everything that was recorded.
 
     Raises
     ------
@@ -70,6 +72,11 @@ def provenance(scene, thing) -> dict:
         "input_names": json.loads(read("MedXAI.Inputs") or "[]"),
         "segmentation": node.GetNodeReference(SEGMENTATION),
         "segment": read("MedXAI.Segment") or "",
+        "parts": {
+            role: (node.GetNodeReference(f"{SEGMENTATION}.{role}"), read(f"MedXAI.Segment.{role}") or "")
+            for role in PARTS
+            if read(f"MedXAI.Segment.{role}")
+        },
         "provenance": json.loads(read("MedXAI.Provenance") or "{}"),
         "scores": json.loads(read("MedXAI.Scores") or "{}"),
     }
@@ -86,6 +93,9 @@ def words(explanation: Explanation) -> str:
     for key in (*keys, "device", "seconds", "date"):
         if known.get(key) not in (None, "", []):
             lines.append(f"{key.replace('_', ' ').capitalize()}: {_plain_text(known[key])}")
+    if isinstance(known.get("inpainter"), dict):
+        about = known["inpainter"]
+        lines.append(f"Inpainter: {'none, fall-back ' * bool(about.get('fallback'))}{about.get('name', '')}")
     if explanation.notes:
         lines += ["", "Notes", "-----", *(f"- {note}" for note in explanation.notes)]
     if explanation.self_checks:
@@ -104,6 +114,8 @@ def words(explanation: Explanation) -> str:
 
 
 def _plain_text(value) -> str:
+    if value is None:
+        return "–"
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, (list, tuple)):

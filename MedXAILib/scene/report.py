@@ -27,7 +27,7 @@ def report(explanation: Explanation, volumes: list[Volume], path, segments: Sequ
         ``kind="missing"`` without Slicer's libraries or matplotlib, ``kind="disk"`` when the file cannot be written.
     """
     require_slicer()
-    from . import page, page_filters
+    from . import impact, page, page_filters, page_impact
     from .filters import of as filters_of
 
     try:
@@ -40,7 +40,8 @@ def report(explanation: Explanation, volumes: list[Volume], path, segments: Sequ
     figure = Figure(figsize=(page.WIDE, page.HIGH), dpi=page.DPI, facecolor="white")
     FigureCanvasAgg(figure)
     pictures = _pictures(explanation, volumes, segments)
-    (page_filters if filters_of(explanation) else page).compose(figure, explanation, volumes, pictures)
+    own = page_filters if filters_of(explanation) else page_impact if impact.of(explanation) else page
+    own.compose(figure, explanation, volumes, pictures)
     try:
         figure.savefig(Path(path), dpi=page.DPI, facecolor="white", metadata={"Title": explanation.title})
     except OSError as error:
@@ -61,7 +62,7 @@ class Column:
 
 def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequence[Volume], size: int = 560) -> dict:
     """Every picture of the page: rows are planes, columns the input, image maps and overlays."""
-    from . import layers, views
+    from . import impact, layers, views
     from .bundle import _straight, build
     from .filters import of as filters_of
     from .host import HeadlessHost
@@ -77,13 +78,17 @@ def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequenc
         planes = _planes(explanation, volume)
         images = [n for n, layer in explanation.maps.items() if layer.kind == "image"][:1]
         overlays = [n for n, layer in explanation.maps.items() if layer.kind != "image"][: 3 - len(images)]
+        if impact.of(explanation):
+            images, overlays = [impact.INPAINTED], [n for n in (impact.MASK, "difference") if n in explanation.maps]
         columns, outlines = _columns(explanation, run, segments, [*images, *overlays])
         masks = {name: _mask_node(host.scene, mask) for name, (mask, _) in outlines.items()}
         view = views.SliceView(host, size)
-        field = _field(explanation, volume)
+        flat = impact.of(explanation) and len(planes) == 1  # before and after are looked at as one looks at a picture
+        field = 1.02 * _widest(volume) if flat else _field(explanation, volume)
+        whole = filters_of(explanation) is not None or flat
         rows = []
         for plane in planes:
-            at = _centred(volume, plane, point) if filters_of(explanation) else point
+            at = _centred(volume, plane, point) if whole else point
             view.look(plane, run.inputs[0], at, field, not _straight(run.inputs[0]))
             row = []
             for name in (column.layer for column in columns):
@@ -130,9 +135,11 @@ def _centred(volume: Volume, plane: str, point) -> tuple[float, float, float]:
 
 def _columns(explanation: Explanation, run, segments: Sequence[Volume], maps: list[str]):
     """The columns of pictures, and the masks outlined in them: name to mask and colour."""
-    from . import colors, pick, sequences
+    from . import colors, impact, pick, sequences
     from .filters import of as filters_of
 
+    if impact.of(explanation):
+        return _before_and_after(explanation, segments)
     outlines = {
         name: (mask, colors.DISTINCT[n % len(colors.DISTINCT)])
         for n, (name, mask) in enumerate(explanation.masks.items())
@@ -154,6 +161,27 @@ def _columns(explanation: Explanation, run, segments: Sequence[Volume], maps: li
     outlines[shown] = (mask, colors.MASK)
     columns = [Column("Input", None, names), *(Column("Units that see the label", n, names) for n in maps)]
     return [*columns, Column("The last layer's map", None, (*names[:1], shown), shown)], outlines
+
+
+def _before_and_after(explanation: Explanation, segments: Sequence[Volume]):
+    """The columns of a counterfactual: before, after, the mask over the input, and what was changed; organ and annotation where there are."""
+    from . import colors, impact
+
+    given = {impact.role(one): one for one in segments}
+    shown = {"organ": colors.DISTINCT[5], "annotation": colors.ANNOTATION}
+    outlines = {role: (given[role], colour) for role, colour in shown.items() if role in given}
+    first, known = tuple(outlines), tuple(one for one in ("annotation",) if one in outlines)
+    if impact.REGION in explanation.masks:
+        outlines[impact.REGION] = (explanation.masks[impact.REGION], colors.OUTPUT)
+    region = tuple(one for one in (impact.REGION,) if one in outlines)
+    columns = [
+        Column("Before: the input", None, first),
+        Column("After: without the finding", impact.INPAINTED, region),
+        Column("Deleted share over the input", impact.MASK, (*known, *region)),
+    ]
+    if "difference" in explanation.maps:
+        columns.append(Column("After minus before", "difference", region))
+    return columns, outlines
 
 
 def _mask_node(scene, mask: Volume):
@@ -222,10 +250,15 @@ def _box(explanation: Explanation, volume: Volume):
     return bounds(array) if array is not None else ((0, 0, 0), volume.shape)
 
 
+def _widest(volume: Volume) -> float:
+    """The longest side of a volume in mm."""
+    return float((np.array(volume.shape) * volume.spacing[::-1]).max())
+
+
 def _field(explanation: Explanation, volume: Volume) -> float:
     """Millimetres across a picture: all of the volume, or nearer when little of it changed."""
     spacing = np.array(volume.spacing[::-1])
-    whole = float((np.array(volume.shape) * spacing).max())
+    whole = _widest(volume)
     low, high = _box(explanation, volume)
     box = float(((np.array(high) - low) * spacing).max())
     return 1.02 * min(whole, max(2.2 * box, 0.4 * whole))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
+import numpy as np
 import slicer
 
 from ..explanation import Curve, Explanation, Layer, Patch, Point
 from ..volume import Volume
-from . import charts, colors, layers, pick, remove, repeat, segments, sequences
-from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place, sign
+from . import charts, colors, impact, layers, pick, remove, repeat, segments, sequences
+from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place, sign, voxels
 
 #: What a preview is when nobody says (by the explanation's name).
 KINDS = {"dream": "image", "mask": "mask", "map": "mask", "change": "signed", "heat": "positive", "relevance": "signed"}
 #: How a preview is shown, beside its kind.
-PREVIEWS = {"heat": {"low": 0.0, "least": 1.0}}  # of a back-projection: from an even spread on
+PREVIEWS = {
+    "heat": {"low": 0.0, "least": 1.0},  # of a back-projection: from an even spread on
+    impact.MASK: {"title": "Deleted share", "low": 0.0, "high": 1.0, "least": 0.05},
+    impact.INPAINTED: {"title": "Without the finding"},
+}
 #: Colours of masks that are seen together.
-COLOURS = {pick.SEGMENT: colors.MASK, "output": colors.OUTPUT}
+COLOURS = {pick.SEGMENT: colors.MASK, "output": colors.OUTPUT, impact.REGION: colors.OUTPUT}
 #: What is known of a curve before its explanation is there.
 LIVE = {
     "curves": {"title": "Response and features", "shown": ("response",), "units": {"response": "logit"}},
@@ -27,6 +33,10 @@ LIVE = {
     "transition": {
         "title": "From image to output", "index": "layer", "index_title": "Layer (0: input image)",
         "value_title": "SA score (Dice)", "shown": ("SA score",), "limits": (0.0, 1.0),
+    },
+    impact.CURVE: {
+        "title": "Optimisation", "value_title": "Probability of the class, share deleted", "shown": ("probability", "area"),
+        "limits": (0.0, 1.0),
     },
 }  # fmt: skip
 
@@ -64,7 +74,11 @@ class Run:
         self.folder = tree.CreateFolderItem(beside, tree.GenerateUniqueItemName(title))
         tree.SetItemAttribute(self.folder, RUN, self.id)
         self.nodes: dict[str, object] = {}  # maps by name
-        self.masks = None
+        self.masks = self.about = None
+        self.tables: dict[str, object] = {}
+        self.parts: dict[str, tuple] = {}  # other segments that were used: role to (segmentation node, segment ID)
+        self.theta: float | None = None  # of a mask of shares: its region is outlined as it comes
+        self.done: Explanation | None = None  # as `light` gives it: what was finished, for a run that begins again
         self.curves: dict[str, dict] = {}
         self.live: dict[str, charts.Live] = {}
         remove.remember(self)
@@ -75,16 +89,21 @@ class Run:
     def preview(self, name: str, data: Volume | Patch, kind: str | None = None, title: str = "") -> None:
         """Show a map as it is at this step: made the first time (from a `Volume`), afterwards written in place."""
         kind = kind or KINDS.get(name, "image")
+        if kind == "mask" and data.array.dtype.kind == "f":
+            kind = "probability"  # how much of each voxel, not which voxels
         if kind == "mask":
             self._mask(name, data)
             return
         node = self.nodes.get(name)
         if node is not None and (isinstance(data, Patch) or layers.same_grid(node, data)):
             layers.write_voxels(node, data)
-            return
-        if isinstance(data, Patch):
+        elif isinstance(data, Patch):
             return  # a patch of something that was never shown whole
-        self._map(name, Layer(data, kind, title, **PREVIEWS.get(name, {})))
+        else:
+            self._map(name, Layer(**{"volume": data, "kind": kind, "title": title, **PREVIEWS.get(name, {})}))
+        if kind == "probability" and self.theta is not None:
+            now = impact.region(voxels(self.nodes[name].GetImageData()), self.theta)
+            self._mask(impact.REGION, Volume(now, segments.grid_of(self.inputs[0]), impact.REGION))
 
     def point(self, curve: str | Point, step: int = 0, values: dict | None = None, **about) -> None:
         """Add values to a curve; table and chart follow. ``about``: fields of `Curve` (title, bands, shown…)."""
@@ -101,7 +120,28 @@ class Run:
             self.live[point.curve].add(point.step, point.values)
             changed[point.curve] = True
         for name in changed:
-            self._curve(name, self.live[name].now())
+            if name not in self.curves or len(self.live[name].steps) > 1:  # a chart that is begun again is not emptied
+                self._curve(name, self.live[name].now())
+
+    def begin_again(self) -> Explanation | None:
+        """The same run computes anew, and what comes replaces what is there.
+
+        Returns what was finished, for `finish` to put it back; None where nothing was.
+        """
+        self.live.clear()
+        before, self.done = self.done, None
+        if before is None:
+            return None
+        now = {name: voxels(self.nodes[name].GetImageData()).copy() for name in before.maps}
+        maps = {n: replace(layer, volume=layer.volume.with_array(now[n])) for n, layer in before.maps.items()}
+        return replace(before, maps=maps)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nobody has removed anything of it."""
+        charts_ = [one["chart"] for one in self.curves.values()] + [one["table"] for one in self.curves.values()]
+        nodes = [*self.inputs, *self.nodes.values(), *self.tables.values(), *charts_, self.masks, self.about]
+        return all(self.scene.IsNodePresent(node) for node in nodes if node is not None)
 
     # The end -----------------------------------------------------------------------------------------------------
 
@@ -118,7 +158,10 @@ class Run:
         for name in explanation.curves:
             self._curve(name, charts.grouped(explanation, name))
         for name, table in explanation.tables.items():
-            self._keep(charts.add_plain_table(self.scene, table, name), name)
+            if name in self.tables:
+                charts.fill(self.tables[name], table.columns)
+            else:
+                self.tables[name] = self._keep(charts.add_plain_table(self.scene, table, name), name)
         self._sequences(explanation, known)
         self._neuron(explanation.provenance)
         self._words(explanation)
@@ -135,12 +178,17 @@ class Run:
                             node.AddNodeReferenceID(INPUT, volume.GetID())
                     if self.segmentation is not None:
                         node.SetNodeReferenceID(repeat.SEGMENTATION, self.segmentation.GetID())
+                    for role, (other, _) in self.parts.items():
+                        if self.scene.IsNodePresent(other):
+                            node.SetNodeReferenceID(f"{repeat.SEGMENTATION}.{role}", other.GetID())
         for key, value in known.items():
             tree.SetItemAttribute(self.folder, key, value)
         self.views.input = None  # from now on the views' background is the person's own
         if self.shows:
             if first is not None:
                 self.views.show_alone(self.inputs[0])
+            elif impact.of(explanation):
+                impact.Impact(self.scene, self.id, self.inputs[0]).show()
             else:
                 layers.show_again(self.scene, self.id, self.inputs[0] if self.nodes else None)
             for name in ("normalized", "transition", *self.curves):
@@ -192,6 +240,8 @@ class Run:
         if self.shows and show and fresh and len(self.nodes) == 1:
             opacity = layers.OPAQUE if layer.kind == "image" else layers.OVERLAY
             layers.show(self.scene, self.inputs[0], node, opacity)
+        if self.shows and show and fresh and {impact.MASK, impact.INPAINTED} <= self.nodes.keys():
+            impact.Impact(self.scene, self.id, self.inputs[0]).show()
 
     def _mask(self, name: str, data: Volume | Patch, provenance: dict | None = None) -> None:
         if self.masks is None:
@@ -268,10 +318,26 @@ class Run:
             selection.SetActivePlaceNodeID(active)  # the next point somebody places is not ours
 
     def _words(self, explanation: Explanation) -> None:
-        node = slicer.vtkMRMLTextNode()
-        node.SetName(self.scene.GenerateUniqueName("About this run"))
-        node.SetText(repeat.words(explanation))
-        self._keep(self.scene.AddNode(node), "about")
+        if self.about is None:
+            node = slicer.vtkMRMLTextNode()
+            node.SetName(self.scene.GenerateUniqueName("About this run"))
+            self.about = self._keep(self.scene.AddNode(node), "about")
+        self.about.SetText(repeat.words(explanation))
+
+
+def light(explanation: Explanation) -> Explanation:
+    """An explanation without the voxels of its maps, which the run's nodes hold, and with nothing in the worker's files."""
+    empty = {n: np.broadcast_to(np.float32(0), layer.volume.shape) for n, layer in explanation.maps.items()}
+    return replace(
+        explanation,
+        maps={n: replace(one, volume=one.volume.with_array(empty[n])) for n, one in explanation.maps.items()},
+        masks={n: one.with_array(np.array(one.array)) for n, one in explanation.masks.items()},
+        curves={
+            n: replace(one, columns={k: np.array(v) for k, v in one.columns.items()})
+            for n, one in explanation.curves.items()
+        },
+        sequences={},
+    )
 
 
 def _title(name: str, title: str) -> str:

@@ -43,7 +43,9 @@ class Engine:
         return METHODS[method].from_json(values)
 
     def explain(self, method, model, volumes, settings, segments):
-        play = {"dream": dream, "ability": ability, "backproject": backproject}[method]
+        play = {"dream": dream, "ability": ability, "backproject": backproject, "counterfactual": counterfactual}[
+            method
+        ]
         return play(model, volumes, settings, segments, os.environ.get("MEDXAI_FAKE", "quick"))
 
     def release(self):
@@ -261,6 +263,89 @@ def backproject(package, volumes, settings, segments, way):
         provenance={"method": "backproject", "settings": settings.to_json(), "label": chosen, "predicted": labels[0], "device": "fake",
                     "seconds": 1.0, "model": {"name": package.name, "sha256": package.sha256}, "versions": {"torch": "0.0 (fake)"},
                     "start_kji": list(low), "slice": f"k:{low[0]}" if package.input.spatial_dims == 2 else "", "combine": settings.combine, "landmarks": [one.name for one in segments]},
+    )  # fmt: skip
+
+
+def counterfactual(package, volumes, settings, segments, way):
+    """A ball in the middle of the image (or of the annotation) that grows with λ₁ and shrinks with λ₃ is deleted; what it covers becomes dark.
+
+    A warm start goes on from the mask it is given. With more than three times its default λ₃ nothing crosses θ.
+    """
+    import numpy as np
+
+    from MedXAILib.errors import MedXAIError
+    from MedXAILib.explanation import Curve, Explanation, Layer, Patch, Point, Step, Table
+
+    volume, roles = volumes[0], {one.attributes.get("role", "annotation"): one for one in segments}
+    if way == "error" or (way == "error_warm" and "start" in roles):
+        raise MedXAIError("The fake worker refuses; this is its one sentence.", hint="Nothing to do.")
+    image = volume.array.astype(np.float32)
+    truth = roles["annotation"].array != 0 if "annotation" in roles else None
+    centre = [int(v.mean() + 0.5) for v in np.nonzero(truth)] if truth is not None else [n // 2 for n in volume.shape]
+    if package.input.spatial_dims == 2 and settings.slice:
+        centre[0] = int(settings.slice.removeprefix("k:"))
+    away = np.sqrt(sum((g - c) ** 2 for g, c in zip(np.ogrid[tuple(map(slice, volume.shape))], centre)))
+    usual = type(settings)()
+    goal = np.clip(1 - away / (10 * settings.lambda_score / usual.lambda_score), 0, 1).astype(np.float32)
+    goal *= 1 if settings.lambda_area <= 3 * usual.lambda_area else 0.4
+    if package.input.spatial_dims == 2:
+        goal[np.arange(volume.shape[0]) != centre[0]] = 0
+    if "organ" in roles:
+        goal *= roles["organ"].array != 0
+    first = roles["start"].array.astype(np.float32) if "start" in roles else np.full_like(goal, 0.05) * (goal > 0)
+    steps = {"slow": 100, "slow_warm": 100 if "start" in roles else 10}.get(way, 10)
+    rows = []
+    for step in range(steps + 1):
+        if way.startswith("slow"):
+            time.sleep(0.05)
+        share = first + (goal - first) * step / steps
+        region = share > settings.theta
+        now = np.where(region, image.min(), image).astype(np.float32)
+        probability = 0.95 - 0.8 * step / steps * float(goal.max() > settings.theta)
+        rows.append((step, probability, float(share.mean()), 3.0 - step / steps))
+        values = dict(zip(("probability", "area", "loss"), rows[-1][1:]))
+
+        def previews(step=step, share=share, now=now):
+            if step < 3:
+                return {"mask": volume.with_array(share, "mask", ""), "inpainted": volume.with_array(now, "inpainted")}
+            return {"mask": Patch(share, (0, 0, 0)), "inpainted": Patch(now, (0, 0, 0))}
+
+        yield Step(step / (steps + 1), f"Step {step} of {steps}", (Point("optimisation", step, values),), previews)
+    crossed, labels, table = bool(region.any()), package.output.labels, np.array(rows)
+    count = int(region.sum())
+    size = float(np.prod(volume.spacing))
+    parts = (
+        {"component": [1], "voxels": [count], "mm3": [count * size]}
+        if crossed
+        else {"component": [], "voxels": [], "mm3": []}
+    )
+    middle = volume.index_to_ras(centre)
+    parts |= {name: [value] if crossed else [] for name, value in zip(("r", "a", "s", "share"), (*middle, 1.0))}
+    scores = {"probability_before": 0.95, "probability_after": rows[-1][1], "log_odds_before": 2.9, "log_odds_after": -1.7,
+              "area_share": count / region.size, "area_mm3": count * size, "components": float(crossed)}  # fmt: skip
+    if truth is not None:
+        scores |= {"distance_mm": 1.5 if crossed else float("nan"), "hausdorff_mm": 4.0, "dice": 0.6, "hit": 1.0}
+    whole = {"mask": share, "inpainted": now, "difference": now - image}
+    return Explanation(
+        "counterfactual", "Counterfactual impact (played)",
+        maps={"mask": Layer(volume.with_array(whole["mask"], "mask", ""), "probability", "Deleted share", 0.0, 1.0, 0.05),
+              "inpainted": Layer(volume.with_array(now, "inpainted"), "image", "Without the finding"),
+              "difference": Layer(volume.with_array(whole["difference"], "difference"), "signed", "Difference")},
+        masks={"region": volume.with_array(region.astype(np.uint8), "region", "")},
+        curves={"optimisation": Curve("Probability and area", "step", dict(zip(("step", "probability", "area", "loss"), table.T)), "Step",
+                                      "Probability; share of the area", shown=("probability", "area"), limits=(0.0, 1.0))},
+        tables={"classes": Table("Classes", {"label": list(labels), "logit": [2.9, *[0.0] * (len(labels) - 1)],
+                                             "probability": [0.95, *[0.05 / (len(labels) - 1)] * (len(labels) - 1)],
+                                             "logit_after": [-1.7, *[0.0] * (len(labels) - 1)],
+                                             "probability_after": [rows[-1][1], *[(1 - rows[-1][1]) / (len(labels) - 1)] * (len(labels) - 1)]}),
+                "components": Table("Components", parts)},
+        scores=scores, notes=["This counterfactual was played, not computed."],
+        self_checks={"drop_kept": {"value": 0.9, "passed": True, "meaning": "The drop stays when the mask is cut at θ."}},
+        provenance={"method": "counterfactual", "settings": settings.to_json(), "label": settings.label or labels[0], "predicted": labels[0],
+                    "device": "fake", "seconds": 1.0, "model": {"name": package.name, "sha256": package.sha256}, "crossed": crossed,
+                    "inpainter": {"name": "Played tissue", "fallback": False} if settings.inpainter else {"name": settings.fill, "fallback": True},
+                    "versions": {"torch": "0.0 (fake)"}, "slice": f"k:{centre[0]}" if package.input.spatial_dims == 2 else "",
+                    "roles": sorted(roles), "warm": float(first.max()) if "start" in roles else 0.0},
     )  # fmt: skip
 
 

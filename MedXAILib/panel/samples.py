@@ -1,0 +1,28 @@
+"""Made-up volumes of Sample Data, with their segments."""
+
+from __future__ import annotations
+
+import slicer
+
+from ..scene import host, layers, segments
+
+COLOURS = {
+    "liver": (0.87, 0.51, 0.40),
+    "lesion": (0.56, 0.93, 0.56),
+    "breast": (0.87, 0.71, 0.60),
+    "mass": (0.56, 0.93, 0.56),
+}
+
+
+def show(image, masks: dict, title: str, window: tuple[float, float]):
+    """Put an image and its masks (by name) into the scene and into the slice views; gives the volume node."""
+    scene = host.current().scene
+    node = layers.add_volume(scene, image, title)
+    node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().SetAutoWindowLevel(False)
+    node.GetDisplayNode().SetWindowLevelMinMax(*window)
+    segmentation = segments.add_segmentation(scene, f"{title} segmentation", node)
+    for name, mask in masks.items():
+        segments.set_mask(segmentation, name, mask, mask.ijk_to_ras, colour=COLOURS[name])
+    slicer.util.setSliceViewerLayers(background=node, fit=True)
+    return node
