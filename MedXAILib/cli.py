@@ -505,6 +505,13 @@ def _train_segmentation(options) -> int:
     return DONE
 
 
+def _on_device(settings):
+    """The settings of a training with the device that is meant; refused where this machine has none such."""
+    from .models.loading import pick_device
+
+    return replace(settings, device=str(pick_device(settings.device)))
+
+
 def _train_classification(options) -> int:
     from .files import check_new_folder
     from .training.settings import ClassificationSettings
@@ -516,7 +523,7 @@ def _train_classification(options) -> int:
     tables = {name for name in chosen if name.endswith("_column")} | {"table", "test_share"}
     out, where = (tables, "--phantom") if options.phantom else ({"cases", "test_cases"}, "a folder")
     _refuse(out, chosen, where)
-    wanted = ClassificationSettings(**chosen)
+    wanted = _on_device(ClassificationSettings(**chosen))
     progress = _Progress(options.json)
     from .training.classifiers import epochs_kept, train_images
 
@@ -560,7 +567,7 @@ def _train_inpainter(options) -> int:
     if (options.judge and missing) or 0 < len(missing) < 3:
         raise MedXAIError(f"Judging takes --classifier, --findings and --healthy; --{missing[0]} is missing.")
     check_new_folder(options.output)
-    wanted = InpainterSettings(**_given(options, InpainterSettings))
+    wanted = _on_device(InpainterSettings(**_given(options, InpainterSettings)))
     trusted = set() if options.trust is None else {options.trust.lower()}
     if options.trust == "":
         trusted = {Package.read(one).sha256 for one in (options.classifier, wanted.perceptual) if one}

@@ -355,26 +355,29 @@ class CounterfactualSettings(Settings):
         },
     }  # fmt: skip
 
-    label: str = setting("", "The class that is to vanish, by name; empty: the one the network answers (in a cohort the last of the model).")
+    label: str = setting(
+        "",
+        "The class that is to vanish, by name; empty: the one the network answers (in a cohort the last of the model).",
+    )
     inpainter: str = setting(
         "", "Folder of an inpainter (made by 'medxai train inpainter'); empty: the fall-back, which the result says."
     )
     lambda_score: float = setting(
-        1.0, "λ₁: weight of the class score, φ + ψ.", low=0, high=1e6, decimals=3, increment=0.1, title="Score λ₁"
+        0.1, "λ₁: weight of the class score, φ + ψ.", low=0, high=1e6, decimals=3, increment=0.1, title="Score λ₁"
     )
     lambda_tv: float = setting(
-        0.1, "λ₂: weight of the region's border (total variation). Higher: smoother and rounder.", low=0, high=1e6, decimals=4,
+        0.5, "λ₂: weight of the region's border (total variation). Higher: smoother and rounder.", low=0, high=1e6, decimals=4,
         increment=0.01, title="Border λ₂",
     )  # fmt: skip
     lambda_area: float = setting(
-        0.1, "λ₃: weight of the region's area. Higher: smaller.", low=0, high=1e6, decimals=4, increment=0.01, title="Area λ₃"
+        1.0, "λ₃: weight of the region's area. Higher: smaller.", low=0, high=1e6, decimals=4, increment=0.01, title="Area λ₃"
     )  # fmt: skip
     steps: int = setting(100, "Steps of the optimisation.", low=1, high=100000)
     learning_rate: float = setting(
         0.05, "Learning rate of Adam: how far a voxel of the mask can move in a step.", low=1e-6, high=1, decimals=4, increment=0.01
     )  # fmt: skip
     theta: float = setting(
-        0.5, "θ: what is deleted by more than this belongs to the region.", low=0.01, high=0.99, decimals=2, increment=0.05, title="Threshold θ"
+        0.3, "θ: what is deleted by more than this belongs to the region.", low=0.01, high=0.99, decimals=2, increment=0.05, title="Threshold θ"
     )  # fmt: skip
     restarts: int = setting(
         3, "Starts, side by side in one batch, each led by holes of another size; the best is kept.", low=1, high=8, advanced=True

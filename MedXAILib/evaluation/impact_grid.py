@@ -21,9 +21,9 @@ def impact_grid(model, folder, settings: CounterfactualSettings, values: dict[st
 ) -> Steps:  # fmt: skip
     """Run `counterfactual` on every case with every combination of some settings, and say which is best.
 
-    The best has the lowest criterion: D averaged over cases, an empty region counting as much as the largest D that any combination had in any case.
-    D says whether the right place is found; the penalty is the same for all, so none gains by leaving hard cases empty. Of equal ones the
-    smallest region (A) is best. What a grid search chose must be judged on other cases.
+    The best has the lowest D averaged over cases among the combinations after which the class has vanished: those with a mean probability below 0.5 (among all, where
+    there is none). An empty region counts as much as the largest D that any combination had in any case. So what does not remove the finding does not win by a small region
+    in the right place, and none gains by leaving hard cases empty. Of equal ones the smallest region (A) is best. What a grid search chose must be judged on other cases.
 
     Parameters
     ----------
@@ -63,7 +63,10 @@ def impact_grid(model, folder, settings: CounterfactualSettings, values: dict[st
         {f"best_{name}": columns[name][0] for name in names} if best else {},
         criterion=columns["D_penalised"][0], combinations=len(tried), **counts(rows, skipped),
     )  # fmt: skip
-    rule = "the lowest mean D over cases, an empty region counting as the largest D of any case and combination; of equal ones the smallest A"
+    rule = (
+        "the lowest mean D over cases among those with a mean probability below 0.5 afterwards (among all, if none), an empty region counting as the largest D of any case and"
+        " combination; of equal ones the smallest A"
+    )
     result.notes.append(
         f"The best by {rule}: {_said(best)} ({columns['D_penalised'][0]:.4g} mm). Judge it on other cases."
         if best else "No combination is best: none gave a region in any case."
@@ -123,7 +126,12 @@ def _grid(done, tried) -> tuple[Table, dict]:
             "drop_kept": _mean(column(some, "drop_kept")), "probability_after": _mean(column(some, "probability_after")),
             "seconds": _mean(column(some, "seconds")), "n": len(done),
         })  # fmt: skip
-    found.sort(key=lambda one: [math.inf if math.isnan(one[name]) else one[name] for name in ("D_penalised", "A")])
+    found.sort(
+        key=lambda one: (
+            [one["probability_after"] >= 0.5]
+            + [math.inf if math.isnan(one[name]) else one[name] for name in ("D_penalised", "A")]
+        )
+    )
     best = {} if math.isnan(found[0]["D_penalised"]) else {name: found[0][name] for name in tried[0]}
     return Table("Combinations, the best first", {name: [one[name] for one in found] for name in found[0]}), best
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..explanation import Explanation, Steps, Table
 from ..methods import explain as by_name
 from ..methods.ability import annotation
+from ..models.geometry import parse_slice
 from .localisation import components, dice, distance, hausdorff, hit
 
 
@@ -14,7 +17,7 @@ def explain(method: str, model, volumes, settings, segments=()) -> Steps:
     if method == "counterfactual":
         for one in segments:
             if one.attributes.get("role", "annotation") == "annotation":
-                locate(found, annotation(one, volumes[0]))
+                locate(found, _looked_at(found, annotation(one, volumes[0]), volumes[0]))
     return found
 
 
@@ -38,3 +41,14 @@ def locate(explanation: Explanation, truth) -> None:
         dice=dice(mask, truth),
         hit=hit(mask, truth),
     )
+
+
+def _looked_at(explanation: Explanation, truth, volume):
+    """The annotation on the slice that a 2-D network looked at, else all of it."""
+    if not explanation.provenance["slice"]:
+        return truth
+    axis, index = parse_slice(volume, explanation.provenance["slice"])
+    there = np.zeros(truth.shape, bool)
+    cut = tuple(index if n == axis else slice(None) for n in range(3))
+    there[cut] = truth[cut]
+    return there

@@ -34,9 +34,8 @@ def explain(method: str, model, volumes, settings, segments=()):
             if role in roles or role not in ("organ", "annotation", "start"):
                 from ..errors import MedXAIError
 
-                raise MedXAIError(
-                    f"counterfactual takes one organ, one annotation and one start; '{one.name}' is one {role} too many."
-                )
+                told = f"is one {role} too many" if role in roles else f"has the role '{role}'"
+                raise MedXAIError(f"counterfactual takes one organ, one annotation and one start; '{one.name}' {told}.")
             roles[role] = one
         return REGISTRY[method](model, volumes, settings, **roles)
     if len(segments) > 1:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -13,11 +15,13 @@ from ..explanation import Curve, Explanation, Layer, Patch, Point, Step, Steps, 
 from ..models import memory, prepare
 from ..models.geometry import fullest_slice
 from ..models.inpainter import Inpainter, fallback
+from ..models.model import CLAMP
+from ..package import Intensity
 from ..settings import CounterfactualSettings
 from ..volume import Volume, mask_on_grid
 from .ability import annotation as on_lattice
 from .deletion import Deletion, surroundings
-from .impact_checks import Asking, kept, split
+from .impact_checks import PARTS, Asking, answers, kept, split
 from .phases import during
 from .provenance import provenance
 
@@ -60,7 +64,7 @@ def counterfactual(
     Returns
     -------
     Explanation
-        Maps ``mask`` (S), ``inpainted`` (the input with the region inpainted, in the volume's units, other voxels as they were) and ``difference``; mask ``region``
+        Maps ``mask`` (S), ``inpainted`` (the input with the region inpainted, in the volume's units, other voxels as they were; of further channels ``inpainted-2`` and so on) and ``difference``; mask ``region``
         (S > θ); curve ``optimisation``; tables ``classes`` and ``components``.
 
     Raises
@@ -90,8 +94,10 @@ class _Run:
         """Look at the input and at what the network answers; a generator of steps that ends with the run."""
         self = cls()
         self.model, self.volumes, self.settings, self.volume = model, volumes, settings, volumes[0]
-        inpainter = Inpainter(settings.inpainter, settings.device) if settings.inpainter else None
+        inpainter = Inpainter(settings.inpainter, str(model.device)) if settings.inpainter else None
         truth = None if annotation is None else on_lattice(annotation, self.volume)
+        if truth is not None and not truth.any():
+            raise MedXAIError(f"The annotation '{annotation.name}' is empty; draw it or leave it out.")
         allowed = None if organ is None else mask_on_grid(organ, self.volume)
         self.notes, self._shown = [], False
         if allowed is not None and truth is not None and (truth & ~allowed).any():
@@ -109,20 +115,29 @@ class _Run:
         if allowed is not None:
             inside = self.prepared.mask_to_network(allowed)
             if not inside.any():
-                raise MedXAIError(f"The organ '{organ.name}' has no voxel on slice {self.prepared.slice}; choose another slice or organ.")  # fmt: skip
+                where = (
+                    f"slice {self.prepared.slice}"
+                    if self.prepared.slice
+                    else f"the network's grid ({' × '.join(map(str, shape))})"
+                )
+                raise MedXAIError(f"The organ '{organ.name}' has no voxel on {where}; choose another one.")
         self.organ = torch.from_numpy(inside).to(device)
         if inpainter is None:
             self.fill = fallback(settings.fill, self.prepared, self.organ, settings.seed)
             self.inpainter = {"name": settings.fill, "sha256": None, "fallback": True}
         else:
             self.fill, self.inpainter = inpainter.bind(model, self.prepared, volumes), inpainter.record()
+        self.start = [volume.array for volume in self.prepared.channels]
+        self.values = _in_volume_units(model, volumes, self.prepared)
         self._require_memory()
         yield Step(0.0, f"Asking the network (about {self.need / 2**20:,.0f} MiB)")
         with model.frozen():
             self._ask()
         self.spacing = [abs(one.step) * self.volume.spacing[2 - one.axis] for one in self.prepared.axes]
-        self.edges = _edges(shape, settings.restarts)
-        self.deletion = Deletion(self.organ, self.spacing, settings.mask_nodes, settings.theta, self.edges)
+        self.deletion = Deletion(
+            self.organ, self.spacing, settings.mask_nodes, settings.theta, settings.restarts, allowed is None
+        )
+        self.edges = self.deletion.edges
         if start is not None:
             self.deletion.start_from(torch.from_numpy(_on_network(start, self.volume, self.prepared)))
         self.warm = start is not None
@@ -147,7 +162,7 @@ class _Run:
         """What the network answers; refused where the class is not there, or nothing can be learned from it."""
         model, names = self.model, self.model.labels
         with torch.no_grad():
-            self.logits = model.logits(self.prepared.x)
+            self.logits = answers(model, self.prepared.x)
         if not torch.isfinite(self.logits).all():
             raise MedXAIError(
                 f"'{model.package.name}' gives values that are not finite on '{self.volume.name}'; look at the volume's intensities and the"
@@ -173,6 +188,11 @@ class _Run:
             odds = model.log_odds(model.logits(x), self.label)
         slope = model.gradient(odds.sum(), x) if odds.requires_grad else None
         if slope is None or not torch.isfinite(slope).all() or float(slope.abs().max()) == 0:
+            if model.package.output.activation == "none" and self.probability > 1 - 2 * CLAMP:
+                raise MedXAIError(
+                    f"'{model.package.name}' is so sure of '{names[self.label]}' ({self.probability:.7g}) that its probabilities tell no change; export it with"
+                    " its logits as output, and say softmax or sigmoid in model.json."
+                )
             raise MedXAIError(
                 f"'{model.package.name}' has no usable gradient of '{names[self.label]}' with respect to the image (it is zero, not finite, or cut off by"
                 " rounding or thresholds), and counterfactual follows it; choose another network."
@@ -209,8 +229,13 @@ class _Run:
                     holes, self.filled = region, self.fill.fill(region)
                     target = torch.where(holes, self.filled, self.guess)
                 blend = torch.lerp(x, target, share)
-                odds = self.model.log_odds(self.model.logits(blend), self.label)
+                odds = self.model.log_odds(answers(self.model, blend), self.label)
                 loss = self.loss(odds, share)
+            if not torch.isfinite(loss).all():
+                raise MedXAIError(
+                    f"What '{self.model.package.name}' answers is no longer finite at step {step}; lower the learning rate (--learning-rate) or look at the"
+                    " 'intensity' in model.json."
+                )
             yield self._step(step, odds.detach(), loss.detach(), share.detach(), blend.detach())
             if step == settings.steps:
                 break
@@ -244,14 +269,18 @@ class _Run:
         def now():
             first, self._shown = not self._shown, True
             mask = self.prepared.map(share[best, 0], (0,) * self.organ.ndim)
-            change = self.prepared.change(blend[best] - self.prepared.x[0], (0,) * self.organ.ndim)
+            change = self._change(blend[best], share[best] > 0, 0)
             if first:
-                return {"mask": self._whole(mask, "mask", ""), "inpainted": self._changed(change)}
-            image = change.array + self.prepared.start[change.box]
-            return {"mask": mask, "inpainted": Patch(image, change.start)}
+                return {"mask": self._whole(mask, "mask", ""), "inpainted": self._changed(change, 0)}
+            return {"mask": mask, "inpainted": Patch(self.start[0][change.box] + change.array, change.start)}
 
         told = f"Step {step} of {self.settings.steps}: probability {values['probability']:.3f}"
-        return Step(0.1 + 0.8 * step / self.settings.steps, told, (Point("optimisation", step, values),), now)
+        return Step(
+            0.1 + 0.8 * step / self.settings.steps,
+            told,
+            (Point("optimisation", step, values | {"before": self.probability}),),
+            now,
+        )
 
     # ---- what is found -----------------------------------------------------------------------------------------------
 
@@ -260,7 +289,7 @@ class _Run:
         model, prepared, label, x = self.model, self.prepared, self.label, self.prepared.x
         with torch.no_grad():
             images = torch.where(self.region, self.filled, x)
-            logits = model.logits(images)
+            logits = answers(model, images)
         odds = model.log_odds(logits, label)
         self.best = best = int(self.loss(odds, self.region.float()).argmin())
         region, image = self.region[best, 0], images[best : best + 1]
@@ -272,15 +301,22 @@ class _Run:
         result.maps["mask"] = Layer(
             self._whole(share, "mask", ""), "probability", "Deleted share", 0.0, 1.0, least=0.05
         )
-        inpainted = self._changed(prepared.change((image - x)[0], origin))
-        result.maps["inpainted"] = Layer(inpainted, "image", f"Without {model.labels[label]}")
-        difference = inpainted.array - prepared.start
-        unit = f" [{self.volume.unit}]" * bool(self.volume.unit)
-        high = float(np.abs(difference).max()) or 1.0
-        difference = self.volume.with_array(difference, "difference")
-        result.maps["difference"] = Layer(difference, "signed", f"Inpainted − input{unit}", -high, high)
         mask = self._whole(prepared.mask(region, origin), "region", "")
         result.masks["region"] = mask
+        inpainted = []
+        for channel, volume in enumerate(prepared.channels):
+            change = self._change(image[0], region[None], channel)
+            change.array[mask.array[change.box] == 0] = 0  # resampling spreads it over the region's border
+            inpainted.append(self._changed(change, channel))
+            name, title = (
+                ("", "") if channel == 0 else (f"-{channel + 1}", f", {model.package.input.channels[channel]}")
+            )
+            result.maps[f"inpainted{name}"] = Layer(inpainted[-1], "image", f"Without {model.labels[label]}{title}")
+            if channel == 0:
+                difference = self._whole(change, "difference", volume.unit)
+        unit = f" [{self.volume.unit}]" * bool(self.volume.unit)
+        high = float(np.abs(difference.array).max()) or 1.0
+        result.maps["difference"] = Layer(difference, "signed", f"Inpainted − input{unit}", -high, high)
         columns = {name: np.array([row[name] for row in self.history], float) for name in self.history[0]}
         result.curves["optimisation"] = Curve(
             "Optimisation", "step", columns, "Step", f"Probability of {model.labels[label]}, share deleted",
@@ -309,11 +345,11 @@ class _Run:
         ask = Asking(model, label, self.fill, x, self.organ, self.settings.restarts)
         yield Step(0.91, "Looking at each part")
         result.tables["components"] = self._components(ask, region, drop, size, name)
-        result.scores["components"] = len(result.tables["components"].columns["component"])
+        result.scores["components"] = self.parts
         checks = result.self_checks
         checks["drop_kept"] = kept(float(self.before), float(self.soft[best]), float(odds[best]))
         checks["more_than_elsewhere"] = yield from during(ask.elsewhere(region, drop, self.settings.seed), 0.92, 0.97)
-        checks["complement_keeps_class"] = ask.complement(region, self.guess[best : best + 1], self.logits)
+        checks["complement_keeps_class"] = ask.complement(region, self.guess[best : best + 1])
         checks["hole_content_invariance"] = ask.content(region)
         checks["written_image"] = self._written(inpainted, float(odds[best]))
         self._tell(result, region)
@@ -321,7 +357,7 @@ class _Run:
 
     def _components(self, ask, region, drop, size, name) -> Table:
         """What the region's parts (full connectivity) are, the largest first, and how much of the drop each makes alone."""
-        parts = split(region)
+        parts, self.parts = split(region)
         drops = ask.drops(torch.stack(parts)[:, None], self.before) if parts else []
         rows = {title: [] for title in ("component", "voxels", name, "r", "a", "s", "share_of_drop")}
         for number, (part, one) in enumerate(zip(parts, drops), 1):
@@ -333,11 +369,11 @@ class _Run:
                 column.append(value)
         return Table("Parts of the region", rows)
 
-    def _written(self, inpainted: Volume, odds: float) -> dict:
-        """What the network answers on the volume as it is written."""
-        again = prepare(self.model, [inpainted, *self.volumes[1:]], self.prepared.slice)
+    def _written(self, inpainted: list[Volume], odds: float) -> dict:
+        """What the network answers on the volumes as they are written."""
+        again = prepare(self.model, inpainted, self.prepared.slice)
         with torch.no_grad():
-            value = abs(float(self.model.log_odds(self.model.logits(again.x), self.label)) - odds)
+            value = abs(float(self.model.log_odds(answers(self.model, again.x), self.label)) - odds)
         drop = abs(float(self.before) - odds)
         return {
             "value": value,
@@ -358,7 +394,13 @@ class _Run:
                 f"No voxel crossed θ = {settings.theta:g}: there is no region. Lower the weights of border and area (--lambda-tv, --lambda-area), or"
                 " take more steps or a higher learning rate."
             )
-        elif float(result.scores["log_odds_after"]) > 0:
+        if self.parts > PARTS:
+            notes.append(f"The region has {self.parts} parts; the {PARTS} largest were looked at one by one.")
+        if result.self_checks["written_image"]["passed"] is False:
+            notes.append(
+                "On the written image the network answers otherwise than on the one that was searched: the figures are those of the search, not of the picture."
+            )
+        if self.crossed and float(result.scores["log_odds_after"]) > 0:
             notes.append(
                 f"The class has not vanished: its probability is {result.scores['probability_after']:.3g} without the region."
             )
@@ -367,7 +409,7 @@ class _Run:
         """For the provenance."""
         return dict(
             label=self.model.labels[self.label], predicted=self.predicted, inpainter=self.inpainter, slice=self.prepared.slice,
-            restart=self.best, starts=[round(edge, 2) for edge in self.edges], nodes=list(self.deletion.nodes), crossed=self.crossed,
+            restart=self.best, starts=[[round(one, 2) for one in edge] for edge in self.edges], nodes=list(self.deletion.nodes), crossed=self.crossed,
             warm_start=self.warm, organ=self.organ_name, spacing_mm=[round(mm, 6) for mm in self.spacing], bytes_stated=self.need,
             preparation=self.prepared.record(),
         )  # fmt: skip
@@ -379,11 +421,20 @@ class _Run:
         array[patch.box] = patch.array
         return Volume(array, self.volume.ijk_to_ras, name, unit)
 
-    def _changed(self, change: Patch) -> Volume:
-        """The first volume with a change; where there is none, the voxels are what they were."""
-        array = self.prepared.start.copy()
+    def _change(self, image, where, channel: int) -> Patch:
+        """What an image (C, *spatial) in network units changes at some places (1, *spatial), on the volume's grid and in its units.
+
+        The difference is taken in the volume's units: what the network's window cuts off would else be left where the finding was.
+        """
+        rule = self.prepared.intensity[channel]
+        values = (image[channel] - rule.offset) / rule.scale - self.values[channel]
+        return self.prepared.map(torch.where(where[0], values, 0), (0,) * self.organ.ndim)
+
+    def _changed(self, change: Patch, channel: int) -> Volume:
+        """A channel with a change; where there is none, the voxels are what they were."""
+        array = self.start[channel].astype(np.float32)
         array[change.box] += change.array
-        return self.volume.with_array(array, "inpainted")
+        return self.prepared.channels[channel].with_array(array, "inpainted" + f"-{channel + 1}" * bool(channel))
 
     def _voxel_size(self) -> tuple[float, str]:
         """Size of a voxel of the volume, and its unit: in 3-D its volume, in 2-D its area on the slice."""
@@ -392,10 +443,11 @@ class _Run:
         return size, f"mm{len(axes)}"
 
 
-def _edges(shape, starts: int) -> list[float]:
-    """Block edges of the starts' grids, voxels: an eighth of the shortest axis, or from a sixteenth to a quarter of it; at least 2."""
-    shares = [8.0] if starts == 1 else np.geomspace(16, 4, starts)
-    return [max(2.0, min(shape) / share) for share in shares]
+def _in_volume_units(model, volumes, prepared) -> torch.Tensor:
+    """The volumes on the network's grid in their own units, shape (C, *spatial): what the network takes, before intensities are scaled and cut."""
+    about = model.package.input
+    package = replace(model.package, input=replace(about, intensity=(Intensity("none"),) * len(about.channels)))
+    return prepare(SimpleNamespace(package=package, device=model.device), volumes, prepared.slice).x[0]
 
 
 def _on_network(start: Volume, volume: Volume, prepared) -> np.ndarray:
@@ -404,5 +456,10 @@ def _on_network(start: Volume, volume: Volume, prepared) -> np.ndarray:
         raise MedXAIError(
             f"The start '{start.name}' lies on another grid than '{volume.name}'; give the mask of a run on it."
         )
-    levels = np.clip(np.nan_to_num(start.array.astype(np.float32)), 0, 1)
-    return prepared.values_to_network(levels)
+    values = start.array.astype(np.float32)
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise MedXAIError(f"The start '{start.name}' holds values from {values.min():g} to {values.max():g}, and a mask goes from 0 to 1; give the mask.nrrd of a run.")  # fmt: skip
+    levels = prepared.values_to_network(values)
+    if not levels.any():
+        raise MedXAIError(f"The start '{start.name}' is empty where the network looks; give the mask of a run on the same slice, or leave it out.")  # fmt: skip
+    return levels

@@ -25,33 +25,54 @@ class Deletion:
     spacing : sequence of float
         Voxel size along each axis, mm.
     nodes : int
-        Nodes along the longest axis.
+        Nodes along the longest axis, in mm; as many voxels at most.
     theta : float
         From where on a voxel belongs to the region.
-    edges : sequence of float
-        One start for each: edge of the blocks of its regular grid, in voxels.
+    starts : int
+        How many, each with blocks of another size on its regular grid.
+    whole : bool
+        Whether there is no organ: all of the image counts.
+
+    Attributes
+    ----------
+    edges : list of tuple
+        For each start, the edge of its blocks along each axis, in voxels: an eighth of the shortest axis, or from a sixteenth to a quarter of it,
+        but never below a node or two voxels.
     """
 
-    def __init__(self, organ: Tensor, spacing: Sequence[float], nodes: int, theta: float, edges: Sequence[float]):
-        self.organ, self.spacing, self.theta = organ, tuple(spacing), theta
+    def __init__(
+        self, organ: Tensor, spacing: Sequence[float], nodes: int, theta: float, starts: int, whole: bool = False
+    ):
+        self.organ, self.spacing, self.theta, self.whole = organ, tuple(spacing), theta, whole
         self.shape = tuple(organ.shape)
-        step = max(1.0, max(self.shape) / nodes)
-        self.nodes = tuple(max(1, round(n / step)) for n in self.shape)
-        grids = [grid_holes(self.shape, edge, organ.device)[:1] for edge in edges]
+        extents = [n * mm for n, mm in zip(self.shape, self.spacing)]
+        step = max(extents) / nodes
+        self.nodes = tuple(min(n, max(1, round(mm / step))) for n, mm in zip(self.shape, extents))
+        least = max(
+            min(extents) / 16,
+            step,
+            2 * max(mm for n, mm in zip(self.shape, self.spacing) if n > 1 or max(self.shape) == 1),
+        )
+        lengths = [2 * least] if starts == 1 else np.geomspace(least, 4 * least, starts)
+        self.edges = [tuple(float(one / mm) for mm in self.spacing) for one in lengths]
+        grids = [grid_holes(self.shape, edge, organ.device)[:1] for edge in self.edges]
         start = theta - CONTRAST + 2 * CONTRAST * torch.cat(grids).float()
         self.field = self._coarse(start.clamp(0, 1)).requires_grad_()
 
     def start_from(self, mask: Tensor) -> None:
         """Go on from a mask, shape (*spatial), 0 to 1."""
+        mask = mask.to(self.field)[None, None]
         with torch.no_grad():
-            self.field.copy_(self._coarse(mask.to(self.field)[None, None]).expand_as(self.field))
+            field = self._coarse(mask)
+            for _ in range(
+                50
+            ):  # the nodes whose interpolation is the mask, by Landweber's steps: averaging alone would blur it at each start
+                field = (field + self._coarse(mask - self._fine(field))).clamp(0, 1)
+            self.field.copy_(field.expand_as(self.field))
 
     def share(self) -> Tensor:
         """S, shape (starts, 1, *spatial), differentiable with respect to the field."""
-        field = self.field
-        if self.nodes != self.shape:
-            field = functional.interpolate(field, self.shape, mode=_LINEAR[len(self.shape)], align_corners=False)
-        return field * self.organ
+        return self._fine(self.field) * self.organ
 
     def clamp(self) -> None:
         """Back into 0 to 1 after a step."""
@@ -59,12 +80,17 @@ class Deletion:
             self.field.clamp_(0, 1)
 
     def border(self, share: Tensor) -> Tensor:
-        """tv: length of the region's border (in 3-D its surface) over that of a square (cube) as large as the organ, a quarter (sixth) of it; shape (starts,)."""
+        """tv: length of the region's border (in 3-D its surface) over the edge (a face) of a square (cube) as large as the organ; shape (starts,)."""
         return border(share, self.organ, self.spacing)
 
     def area(self, share: Tensor) -> Tensor:
         """ar: Dice overlap with the organ, shape (starts,)."""
-        return area(share, self.organ)
+        return area(share, self.organ, self.whole)
+
+    def _fine(self, field: Tensor) -> Tensor:
+        if self.nodes == self.shape:
+            return field
+        return functional.interpolate(field, self.shape, mode=_LINEAR[len(self.shape)], align_corners=False)
 
     def _coarse(self, values: Tensor) -> Tensor:
         if self.nodes == self.shape:
@@ -85,19 +111,19 @@ def border(share: Tensor, organ: Tensor, spacing: Sequence[float]) -> Tensor:
     for axis, mm in enumerate(spacing):
         steps = share.diff(dim=axis + 2).abs().flatten(1).sum(1)
         total = total + steps * (voxel / mm)
-    return total / (float(organ.sum()) * voxel) ** ((dims - 1) / dims)
+    return total / (organ.sum() * voxel) ** ((dims - 1) / dims)
 
 
-def area(share: Tensor, organ: Tensor) -> Tensor:
-    """2 ΣS / (ΣS + Σorgan), shape (N,); without an organ (all of the image) the plain share ΣS / Σ1 (DESIGN section 4)."""
-    deleted, whole = share.flatten(1).sum(1), float(organ.sum())
-    return deleted / whole if bool(organ.all()) else 2 * deleted / (deleted + whole)
+def area(share: Tensor, organ: Tensor, whole: bool) -> Tensor:
+    """2 ΣS / (ΣS + Σorgan), shape (N,); without an organ (``whole``: it is all of the image) the plain share ΣS / Σ1 (DESIGN section 4)."""
+    deleted, size = share.flatten(1).sum(1), organ.sum()
+    return deleted / size if whole else 2 * deleted / (deleted + size)
 
 
-def grid_holes(shape: Sequence[int], edge: float, device=None) -> Tensor:
+def grid_holes(shape: Sequence[int], edge: Sequence[float], device=None) -> Tensor:
     """Holes on regular grids that together cover the image, so that every voxel is once in the middle part of a block.
 
-    A grid has one block of ``edge`` voxels in every 2 × 2 (× 2); each of the 2^d places of a block is one grid, and all of them once more shifted by half a block.
+    A grid has one block of ``edge`` voxels (along each axis) in every 2 × 2 (× 2); each of the 2^d places of a block is one grid, and all of them once more shifted by half a block.
 
     Returns
     -------
@@ -105,7 +131,7 @@ def grid_holes(shape: Sequence[int], edge: float, device=None) -> Tensor:
     """
     dims, found = len(shape), []
     for shift in (0.0, 0.5):
-        numbers = [np.floor(np.arange(n) / edge + shift).astype(int) % 2 for n in shape]
+        numbers = [np.floor(np.arange(n) / one + shift).astype(int) % 2 for n, one in zip(shape, edge)]
         for place in np.ndindex(*(2,) * dims):
             one = np.ones(shape, bool)
             for axis, (number, at) in enumerate(zip(numbers, place)):
@@ -114,23 +140,23 @@ def grid_holes(shape: Sequence[int], edge: float, device=None) -> Tensor:
     return torch.from_numpy(np.stack(found))[:, None].to(device)
 
 
-def grid_depth(shape: Sequence[int], edge: float, shift: float) -> np.ndarray:
+def grid_depth(shape: Sequence[int], edge: Sequence[float], shift: float) -> np.ndarray:
     """How far each voxel lies inside its block, as a share of the edge (0.5: in the middle), for blocks shifted by that share."""
     depth = np.full(shape, np.inf)
     for axis, n in enumerate(shape):
-        at = ((np.arange(n) + 0.5) / edge + shift) % 1
+        at = ((np.arange(n) + 0.5) / edge[axis] + shift) % 1
         depth = np.minimum(depth, np.minimum(at, 1 - at).reshape([-1 if m == axis else 1 for m in range(len(shape))]))
     return depth
 
 
-def surroundings(fill, shape: Sequence[int], edge: float, organ: Tensor, batch: int):
+def surroundings(fill, shape: Sequence[int], edge: Sequence[float], organ: Tensor, batch: int):
     """What the neighbourhood says of every voxel: each filled while a block around it was a hole; yields shares of the work, returns (1, C, *spatial).
 
     Parameters
     ----------
     fill : Fill
-    edge : float
-        Of the blocks, in voxels.
+    edge : sequence of float
+        Of the blocks, along each axis, in voxels.
     organ : Tensor of bool
         Holes are made there alone.
     batch : int
@@ -143,8 +169,8 @@ def surroundings(fill, shape: Sequence[int], edge: float, organ: Tensor, batch: 
     for start in range(0, len(holes), batch):
         some = holes[start : start + batch]
         filled = fill.fill(some & organ)
+        result = torch.zeros_like(filled[0]) if result is None else result
         for number, (hole, one) in enumerate(zip(some, filled), start):
-            taken = hole & (nearer if number >= half else ~nearer)
-            result = torch.where(taken, one, torch.zeros_like(one) if result is None else result)
+            result = torch.where(hole & (nearer if number >= half else ~nearer), one, result)
         yield min(1.0, (start + len(some)) / len(holes))
     return result[None]

@@ -7,15 +7,26 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-PLACES = 20  # where the same shape is tried elsewhere
+PLACES, FEWEST_PLACES, TRIES = (
+    20,
+    5,
+    1000,
+)  # where the same shape is tried elsewhere; how few are too few; how often a place is looked for
 PARTS = 16  # of the region that are looked at one by one, the largest first
 
 
-def split(region: Tensor) -> list[Tensor]:
-    """The parts of a region (*spatial) that touch each other by a face, an edge or a corner, the largest first, at most `PARTS`."""
+def answers(model, images: Tensor) -> Tensor:
+    """The logits of images (N, C, *spatial); one by one for an exported program, which takes as many at once as it was exported with."""
+    if not isinstance(model.module, torch.fx.GraphModule):
+        return model.logits(images)
+    return torch.cat([model.logits(one) for one in images.split(1)])
+
+
+def split(region: Tensor) -> tuple[list[Tensor], int]:
+    """The parts of a region (*spatial) that touch each other by a face, an edge or a corner, the largest first, at most `PARTS`; and how many there are."""
     labels, count = ndimage.label(region.cpu().numpy(), np.ones((3,) * region.ndim))
     order = np.argsort(-np.bincount(labels.reshape(-1), minlength=count + 1)[1:], kind="stable")[:PARTS]
-    return [torch.from_numpy(labels == n + 1).to(region.device) for n in order]
+    return [torch.from_numpy(labels == n + 1).to(region.device) for n in order], count
 
 
 def kept(before: float, soft: float, hard: float) -> dict:
@@ -51,25 +62,26 @@ class Asking:
         found = []
         for some in holes.split(self.batch):
             images = torch.where(some, self.fill.fill(some), self.x)
-            found += (before - self.model.log_odds(self.model.logits(images), self.label)).tolist()
+            found += (before - self.model.log_odds(answers(self.model, images), self.label)).tolist()
         return found
 
     def elsewhere(self, region: Tensor, drop: float, seed: int):
         """The drop of the same shape at other places of the organ; yields (share, stage), returns the check."""
-        meaning = f"Share of {PLACES} random other places in the organ where filling the same shape lowers the log-odds by less than here ({drop:.3g})"
-        places = _places(region, self.organ, np.random.default_rng([seed, 5])) if bool(region.any()) else []
-        if len(places) < 5:
+        stage = "Comparing with other places"
+        places = yield from _places(region, self.organ, np.random.default_rng([seed, 5]), stage)
+        meaning = f"Share of {len(places)} random other places in the organ where filling the same shape lowers the log-odds by less than here ({drop:.3g})"
+        if len(places) < FEWEST_PLACES:
             return {
                 "value": None,
                 "passed": None,
                 "meaning": f"{meaning}. Not done: the shape fits into too few other places.",
             }
         with torch.no_grad():
-            before = self.model.log_odds(self.model.logits(self.x), self.label)
+            before = self.model.log_odds(answers(self.model, self.x), self.label)
         drops = []
         for start in range(0, len(places), self.batch):
             drops += self.drops(torch.stack(places[start : start + self.batch])[:, None], before)
-            yield min(1.0, (start + self.batch) / len(places)), "Comparing with other places"
+            yield min(1.0, 0.5 + 0.5 * (start + self.batch) / len(places)), stage
         value = float(np.mean(np.array(drops) < drop))
         return {
             "value": value,
@@ -78,16 +90,27 @@ class Asking:
         }
 
     @torch.no_grad()
-    def complement(self, region: Tensor, guess: Tensor, logits: Tensor) -> dict:
+    def complement(self, region: Tensor, guess: Tensor) -> dict:
         """Whether the class stays when all of the organ but the region is replaced by what its surroundings say (guess, (1, C, *spatial))."""
-        image = torch.where(self.organ & ~region, guess, self.x)
-        after = self.model.log_odds(self.model.logits(image), self.label)
-        value = float(torch.sigmoid(after))
+        images = torch.cat(
+            [torch.where(self.organ & ~kept, guess, self.x) for kept in (region, torch.zeros_like(region))]
+        )
+        value, nothing = torch.sigmoid(self.model.log_odds(answers(self.model, images), self.label)).tolist()
+        meaning = (
+            "Probability of the class when everything in the organ but the region is replaced by what its surroundings say, block by block;"
+            f" with the region replaced too it is {nothing:.3g}. "
+        )
+        if not bool(region.any()) or nothing > 0.5:
+            why = (
+                "there is no region"
+                if nothing <= 0.5
+                else "the class stays when all is replaced, so what stays with the region says nothing"
+            )
+            return {"value": value, "passed": None, "meaning": f"{meaning}Not told: {why}."}
         return {
             "value": value,
-            "passed": value > 0.5 if bool(region.any()) else None,
-            "meaning": "Probability of the class when everything in the organ but the region is replaced by what its surroundings say, block by block; passed"
-            " above 0.5: the region alone carries the class.",
+            "passed": value > 0.5,
+            "meaning": f"{meaning}Passed above 0.5: the region alone carries the class.",
         }
 
     @torch.no_grad()
@@ -107,22 +130,33 @@ class Asking:
         }
 
 
-def _places(region: Tensor, organ: Tensor, rng) -> list[Tensor]:
-    """The region moved by random whole steps, at least nine tenths of it in the organ and at most a tenth of it where it was."""
-    inside, shape = organ.cpu().numpy(), np.array(region.shape)
-    at = np.argwhere(region.cpu().numpy())
-    there = np.argwhere(inside)
-    found, own = [], region.cpu().numpy()
-    for _ in range(50 * PLACES):
-        moved = at + there[rng.integers(len(there))] - at[rng.integers(len(at))]
-        moved = moved[((moved >= 0) & (moved < shape)).all(1)]
-        if len(moved) < 0.9 * len(at):
-            continue
-        moved = tuple(moved.T)
-        if inside[moved].sum() >= 0.9 * len(at) and own[moved].sum() <= 0.1 * len(at):
-            one = np.zeros(shape, bool)
-            one[moved] = True
-            found.append(torch.from_numpy(one & inside).to(region.device))
-            if len(found) == PLACES:
-                break
-    return found
+def _places(region: Tensor, organ: Tensor, rng, stage: str):
+    """The region moved by random whole steps, at least nine tenths of it in the organ and at most a tenth of it where it was; each place once.
+
+    Yields (share, stage), returns a list of Tensor.
+    """
+    inside, own, shape = organ.cpu().numpy(), region.cpu().numpy(), np.array(region.shape)
+    if not own.any() or own.sum() > 0.25 * inside.sum():
+        return []
+    at = np.argwhere(own)
+    some = at[rng.permutation(len(at))[:5000]]  # enough to judge a place by
+    (box,) = ndimage.find_objects(inside.astype(np.uint8))
+    low, high = [one.start for one in box], [one.stop for one in box]
+    found = {}
+    for n in range(TRIES):
+        step = rng.integers(low, high) - at[rng.integers(len(at))]
+        moved = some + step
+        moved = tuple(moved[((moved >= 0) & (moved < shape)).all(1)].T)
+        if inside[moved].sum() >= 0.9 * len(some) and own[moved].sum() <= 0.1 * len(some):
+            found[tuple(step)] = None
+        if len(found) == PLACES:
+            break
+        if n % 50 == 49:
+            yield 0.5 * n / TRIES, stage
+    places = []
+    for step in found:
+        moved = at + step
+        one = np.zeros(shape, bool)
+        one[tuple(moved[((moved >= 0) & (moved < shape)).all(1)].T)] = True
+        places.append(torch.from_numpy(one & inside).to(region.device))
+    return places

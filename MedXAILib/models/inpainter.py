@@ -158,16 +158,23 @@ class _Plain(Fill):
         held = torch.where(hole, 0, self.image)
         if self.kind == "blur":
             sigma = max(1.0, min(self.image.shape[2:]) / 16)
-            return _blurred(held, sigma) / _blurred(known, sigma).clamp(min=1e-6)
+            weight = _blurred(known, sigma)  # beyond its reach, in the middle of a wide hole, the mean
+            return torch.where(
+                weight > 1e-3, _blurred(held, sigma) / weight.clamp(min=1e-3), self._mean(held, known)[0]
+            )
+        mean, spread = self._mean(held, known)
+        if self.kind == "mean":
+            return mean.expand(len(hole), *self.image.shape[1:])
+        return mean + spread * self._noise
+
+    def _mean(self, held, known):
+        """Mean and standard deviation of what is known of the organ; of the image where nothing of it is."""
         axes = tuple(range(2, held.ndim))
         counted = known * self.inside
         counted = torch.where(counted.sum(axes, keepdim=True) > 0, counted, known)
         count = counted.sum(axes, keepdim=True).clamp(min=1)
         mean = (held * counted).sum(axes, keepdim=True) / count
-        if self.kind == "mean":
-            return mean.expand(len(hole), *self.image.shape[1:])
-        spread = (((held - mean) * counted).square().sum(axes, keepdim=True) / count).sqrt()
-        return mean + spread * self._noise
+        return mean, (((held - mean) * counted).square().sum(axes, keepdim=True) / count).sqrt()
 
     def bytes(self, count):
         return 4 * 4 * count * self.image.numel()

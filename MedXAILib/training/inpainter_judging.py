@@ -23,7 +23,10 @@ from .inpainters import listed_images
 from .saving import write_figures
 from .settings import InpainterSettings
 
-BATCH = 16  # images that go through both networks at once
+BATCH, MEMORY = (
+    16,
+    2**30,
+)  # images that go through both networks at once, and the bytes that they may take in the inpainter
 
 
 @dataclass
@@ -65,7 +68,7 @@ def judge_inpainter(
     inpainter, classifier : path
         Model folders.
     findings : path
-        Image and mask pairs (`MedXAILib.cases.pairs`); the mask's segment ``settings.segment`` (by default all of it) is the finding.
+        Image and mask pairs (`MedXAILib.cases.pairs`); the mask's segment ``settings.segment`` (by default all of them but the organ) is the finding.
     healthy : path
         Images without finding, the other class: a folder as `healthy_images` takes it. Of a table the rows that ``settings.where`` selects, those with test
         where ``settings.split_column`` is named. Of a volume a 2-D classifier sees the middle slice, with a finding the one with most of it.
@@ -93,7 +96,7 @@ def judge_inpainter(
     model = require_judges(classifier, findings, healthy, settings, trusted)
     label = model.label_index(settings.finding_label)
     filler = Inpainter(inpainter, settings.device)
-    well, skipped, _ = listed_images(Path(healthy), settings, "test")
+    well, skipped, notes = listed_images(Path(healthy), settings, "test")
     listed, found = [*pairs(findings), *((name, path, None) for name, path, _ in well)], []
     with model.frozen():
         for number, (name, image, mask) in enumerate(listed):
@@ -108,6 +111,7 @@ def judge_inpainter(
             except (OSError, RuntimeError, ValueError) as error:  # a damaged file is one case less, not the end
                 skipped[name] = f"{type(error).__name__}: {error}"
     figures, columns, curves = _figures(found, skipped, settings)
+    figures["notes"] += notes
     figures |= {
         "inpainter": filler.record(),
         "classifier": model.record(),
@@ -147,7 +151,7 @@ def _judged(name, image, mask, model, label, filler, settings, rng) -> _Case:
 
     volume, finding, organ = io.read_volume(image), None, None
     if mask is not None:
-        finding = _union(_segments(mask, settings.segment), volume)
+        finding = _union(_segments(mask, settings.segment, settings.organ), volume)
         if settings.organ:
             organ = _union(_segments(mask, settings.organ), volume) | finding
     where = ""
@@ -180,10 +184,11 @@ def _judged(name, image, mask, model, label, filler, settings, rng) -> _Case:
     )
 
 
-def _segments(path, segment) -> list[Volume]:
+def _segments(path, segment, organ="") -> list[Volume]:
+    """A segment of a mask file; without a name all but the organ."""
     from .. import io
 
-    return [io.read_mask(path, segment)] if segment else io.read_masks(path)
+    return [io.read_mask(path, name) for name in ([segment] if segment else io.segments(path)) if name != organ]
 
 
 def _union(masks, volume):
@@ -219,8 +224,9 @@ def covered(finding: np.ndarray, margin: int, rng: np.random.Generator) -> np.nd
 def _inpainted(model, label, fill, prepared, holes):
     """Scores with each of some holes (draws, *spatial) filled."""
     found = []
-    for start in range(0, len(holes), BATCH):
-        hole = torch.from_numpy(holes[start : start + BATCH])[:, None].to(prepared.x.device)
+    batch = max(1, min(BATCH, MEMORY // fill.bytes(1)))
+    for start in range(0, len(holes), batch):
+        hole = torch.from_numpy(holes[start : start + batch])[:, None].to(prepared.x.device)
         found.append(_scores(model, label, torch.where(hole, fill.fill(hole), prepared.x)))
     return np.concatenate(found)
 

@@ -54,7 +54,19 @@ def shown(*lesions, matrix=None) -> Volume:
 
 
 def counterfactual(model, volume, segments=(), each=None, **settings):
-    chosen = dict(fill="mean", lambda_tv=0.0, lambda_area=1.0, mask_nodes=64, restarts=2, device="cpu") | settings
+    chosen = (
+        dict(
+            fill="mean",
+            lambda_score=1.0,
+            theta=0.5,
+            lambda_tv=0.0,
+            lambda_area=1.0,
+            mask_nodes=64,
+            restarts=2,
+            device="cpu",
+        )
+        | settings
+    )
     return run(explain("counterfactual", model, [volume], CounterfactualSettings(**chosen), segments), each)
 
 
@@ -215,6 +227,14 @@ def test_a_warm_start_goes_on_from_the_mask():
     again = counterfactual(model, image, [start], steps=1)
     assert again.provenance["warm_start"] and again.curves["optimisation"].columns["probability"][0] < 0.2
     assert np.array_equal(region(again), lesion)
+    coarse = counterfactual(model, image, mask_nodes=8)
+    start = coarse.maps["mask"].volume
+    start.attributes["role"] = "start"
+    for _ in range(4):
+        again = counterfactual(model, image, [start], mask_nodes=8, steps=1, learning_rate=1e-6)
+        start = again.maps["mask"].volume
+        start.attributes["role"] = "start"
+    np.testing.assert_allclose(start.array, coarse.maps["mask"].volume.array, atol=0.05)
     cold = counterfactual(model, image, steps=1)
     assert not cold.provenance["warm_start"] and cold.curves["optimisation"].columns["probability"][0] > 0.5
 
@@ -248,18 +268,57 @@ def test_self_checks_of_a_right_answer():
     assert all(one["meaning"] for one in checks.values())
 
 
-def test_a_class_that_is_everywhere_does_not_pass_elsewhere():
-    everywhere = np.ones((32, 32))
+def test_a_region_that_is_no_more_than_any_other_does_not_pass():
+    """A class that is as much in any place: filling the same shape elsewhere does as much."""
+    from MedXAILib.methods.impact_checks import Asking
+    from MedXAILib.models import prepare
+    from MedXAILib.models.inpainter import fallback
+
     image = Volume(np.random.default_rng(0).uniform(0.9, 1.1, (1, 32, 32)).astype(np.float32), np.eye(4), "image")
-    organ = image.with_array(box((1, 32, 32), 0, np.s_[:], np.s_[:16]).astype(np.uint8), "organ")
-    organ.attributes["role"] = "organ"
-    # The mean of the organ is what was there: filling changes next to nothing, here or elsewhere.
-    result = counterfactual(
-        classifier(Score([everywhere], 0.05, 20.0, added)), image, [organ], lambda_area=0.0, lambda_tv=0.01
+    model = classifier(Score([np.ones((32, 32))], 0.05, 20.0, added))
+    prepared = prepare(model, [image])
+    organ, region = torch.ones(32, 32, dtype=torch.bool), torch.zeros(32, 32, dtype=torch.bool)
+    region[4:9, 4:9] = True
+    fill = fallback("mean", prepared, organ, 0)
+    fill.image = fill.image * 0  # what takes its place is darker everywhere
+    ask = Asking(model, 1, fill, prepared.x, organ, 4)
+    with torch.no_grad():
+        before = model.log_odds(model.logits(prepared.x), 1)
+    (drop,) = ask.drops(region[None, None], before)
+    check = finished(ask.elsewhere(region, drop, 0))
+    assert (
+        drop > 1
+        and 0 < check["value"] < 0.95
+        and check["passed"] is False
+        and "20 random other places" in check["meaning"]
     )
-    check = result.self_checks["more_than_elsewhere"]
-    assert check["passed"] is not True
-    assert result.scores["probability_after"] > 0.5 and any("has not vanished" in note for note in result.notes)
+    lost = finished(ask.elsewhere(organ, drop, 0))
+    assert lost["passed"] is None and lost["value"] is None and "too few other places" in lost["meaning"]
+
+
+def test_a_region_that_has_nothing_to_do_with_it_does_not_carry_the_class():
+    """Where what takes the rest's place holds the class itself, the check says nothing; else it fails for a wrong region."""
+    from MedXAILib.methods.impact_checks import Asking
+    from MedXAILib.models import prepare
+    from MedXAILib.models.inpainter import fallback
+
+    lesion = box((32, 32), np.s_[8:16], np.s_[8:16])
+    model, image = classifier(Score([lesion], 0.2, 2.0, added)), shown(lesion)
+    prepared = prepare(model, [image])
+    organ, corner = torch.ones(32, 32, dtype=torch.bool), torch.zeros(32, 32, dtype=torch.bool)
+    corner[0, 0] = True
+    ask = Asking(model, 1, fallback("mean", prepared, organ, 0), prepared.x, organ, 4)
+    assert ask.complement(corner, 0 * prepared.x)["passed"] is False
+    assert ask.complement(corner, prepared.x)["passed"] is None
+    assert ask.complement(torch.from_numpy(lesion), 0 * prepared.x)["passed"] is True
+
+
+def finished(steps):
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def test_what_thresholding_loses_is_told():
@@ -283,6 +342,71 @@ def test_parts_of_the_region_are_told_with_place_and_share():
         assert [table[axis][number] for axis in "ras"] == pytest.approx(image.index_to_ras((0, j, i)))
 
 
+def test_many_parts_are_counted_and_the_largest_looked_at():
+    spots = np.zeros((40, 40), bool)
+    spots[1::6, 1::6] = True
+    result = counterfactual(classifier(Score([spots], 0.4, 3.0, added)), shown(spots), restarts=1)
+    assert (
+        result.scores["components"] == spots.sum() == 49 and len(result.tables["components"].columns["component"]) == 16
+    )
+    assert any("49 parts; the 16 largest" in note for note in result.notes)
+
+
+def test_what_the_networks_window_cuts_off_goes_too():
+    """A lesion of 500 in a window of 0 to 100: the written image holds what the search put there, not 400 left over."""
+    lesion = box((32, 32), np.s_[8:16], np.s_[8:16])
+    image = shown(lesion)
+    image.array[:] = 20 + 480 * image.array
+    model = classifier(
+        Score([lesion], 0.25, 5.0, added), input={"intensity": {"kind": "window", "low": 0, "high": 100}}
+    )
+    result = counterfactual(model, image)
+    assert np.array_equal(region(result), lesion)
+    np.testing.assert_allclose(result.maps["inpainted"].volume.array, 20, atol=1)
+    assert result.self_checks["written_image"]["passed"] and result.maps["difference"].volume.array.min() < -470
+
+
+def test_every_channel_is_written():
+    lesion = box((32, 32), np.s_[8:16], np.s_[8:16])
+
+    class Second(Score):
+        def forward(self, x):
+            return super().forward(x[:, 1:])
+
+    other = Volume(np.random.default_rng(0).normal(0, 1, (1, 32, 32)).astype(np.float32), np.eye(4), "first")
+    chosen = CounterfactualSettings(fill="mean", lambda_score=1.0, lambda_tv=0, mask_nodes=64, restarts=1, device="cpu")
+    result = run(
+        explain(
+            "counterfactual", classifier(Second([lesion], 0.2, 2.0, added), channels=2), [other, shown(lesion)], chosen
+        )
+    )
+    assert result.self_checks["written_image"]["passed"] and np.array_equal(region(result), lesion)
+    np.testing.assert_allclose(result.maps["inpainted-2"].volume.array, 0, atol=1e-6)
+    inside = result.masks["region"].array > 0
+    assert np.array_equal(result.maps["inpainted"].volume.array[~inside], other.array[~inside])
+
+
+def test_outside_the_region_nothing_changes_where_the_network_resamples_either():
+    lesion = box((64, 64), np.s_[16:32], np.s_[16:32])
+    image = shown(lesion)
+    image.array[:] += np.random.default_rng(0).normal(0, 0.05, image.shape).astype(np.float32)
+    model = classifier(Score([lesion[::2, ::2]], 0.2, 2.0, added), input={"size": [32, 32], "fit": "resize"})
+    result = counterfactual(model, image)
+    outside = result.masks["region"].array == 0
+    assert np.array_equal(result.maps["inpainted"].volume.array[outside], image.array[outside]) and not outside.all()
+
+
+def test_padding_does_not_make_an_organ():
+    """33 columns padded to 48: without an organ the area is the plain share, so the lesion goes where it is worth its voxels."""
+    lesion = box((32, 33), np.s_[8:16], np.s_[8:16])
+    padded = np.zeros((32, 48), bool)
+    padded[:, :33] = lesion
+    model = classifier(Score([padded], 0.2, 2.0, added), input={"multiple_of": 16})
+    result = counterfactual(model, shown(lesion), lambda_area=0.9 * 0.2 * 32 * 33)
+    assert np.array_equal(region(result), lesion)
+    assert not region(counterfactual(model, shown(lesion), lambda_area=2.1 * 0.2 * 32 * 33)).any()
+
+
 # ---- annotation ---------------------------------------------------------------------------------------------------------
 
 
@@ -290,7 +414,7 @@ def test_distances_to_an_annotation_are_in_millimetres():
     lesion = box((32, 32), np.s_[8:16], np.s_[8:16])
     image = shown(lesion, matrix=np.diag([0.5, 2.0, 1.0, 1.0]))
     truth = image.with_array(np.roll(lesion, (0, 4), (0, 1))[None].astype(np.uint8), "drawn")
-    result = counterfactual(classifier(Score([lesion], 0.2, 2.0, added)), image, [truth])
+    result = counterfactual(classifier(Score([lesion], 0.2, 2.0, added)), image, [truth], mask_nodes=256)
     assert result.scores["distance_mm"] == pytest.approx(4 * 0.5) and result.scores["hausdorff_mm"] == pytest.approx(2)
     assert result.scores["dice"] == pytest.approx(0.5) and result.scores["hit"] == 1
     assert result.tables["distances"].columns["distance_mm"] == pytest.approx([2.0])
@@ -326,6 +450,11 @@ def test_a_slice_of_a_volume_by_its_annotation():
     truth = image.with_array(lesion.astype(np.uint8), "drawn")
     result = counterfactual(classifier(Score([lesion[4]], 0.2, 2.0, added)), image, [truth])
     assert result.provenance["slice"] == "k:4" and np.array_equal(result.masks["region"].array > 0, lesion)
+    deep = image.with_array(
+        np.repeat(lesion[4:5], 6, 0).astype(np.uint8), "drawn"
+    )  # in every slice: the one looked at counts
+    result = counterfactual(classifier(Score([lesion[4]], 0.2, 2.0, added)), image, [deep], slice="k:4")
+    assert [result.scores[name] for name in ("distance_mm", "hausdorff_mm", "dice", "hit")] == [0, 0, 1, 1]
     with pytest.raises(MedXAIError, match="choose one, such as --slice"):
         counterfactual(classifier(Score([lesion[4]], 0.2, 2.0, added)), image)
 
@@ -355,11 +484,8 @@ def test_programs_give_what_the_network_gives():
     torch.manual_seed(0)
     image = Volume(np.random.default_rng(0).normal(0, 1, (1, 32, 32)).astype(np.float32), np.eye(4), "image")
     plain = counterfactual(classifier(stack()), image, steps=15).maps["mask"].volume.array
-    for module in (scripted(stack()), exported(stack(), (1, 1, 32, 32))):
-        restarts = 2 if isinstance(module, torch.jit.ScriptModule) else 1
-        if restarts == 1:  # an exported program takes one image at a time
-            plain = counterfactual(classifier(stack()), image, steps=15, restarts=1).maps["mask"].volume.array
-        found = counterfactual(classifier(module), image, steps=15, restarts=restarts).maps["mask"].volume.array
+    for module in (scripted(stack()), exported(stack(), (1, 1, 32, 32))):  # the second takes one image at a time
+        found = counterfactual(classifier(module), image, steps=15).maps["mask"].volume.array
         np.testing.assert_allclose(found, plain, atol=1e-4)
 
 
@@ -424,6 +550,12 @@ def segment(image, mask, role, name="liver"):
         ("organ not on the slice", "has no voxel on slice k:3"),
         ("two organs", "one organ too many"),
         ("start", "lies on another grid"),
+        ("start that is an image", "holds values from 0 to 255, and a mask goes from 0 to 1"),
+        ("empty start", "is empty where the network looks"),
+        ("empty annotation", "'liver' is empty; draw it or leave it out"),
+        ("unknown role", "'liver' has the role 'foo'"),
+        ("sure", "is so sure of 'label 1'.*export it with its logits"),
+        ("turns infinite", "no longer finite at step"),
         ("segmentation network", "is a segmentation network"),
         ("memory", "needs about .* GiB.*--restarts"),
         ("not finite", "not finite"),
@@ -450,6 +582,22 @@ def test_bad_input_is_one_sentence(case, words, monkeypatch, tmp_path):
         segments = [segment(image, np.ones(image.shape), "organ")] * 2
     elif case == "start":
         segments = [segment(Volume(np.ones((1, 9, 9)), np.eye(4)), np.ones((1, 9, 9)), "start")]
+    elif case == "start that is an image":
+        segments = [segment(image, 255 * np.eye(32)[None], "start")]
+    elif case == "empty start":
+        segments = [segment(image, np.zeros(image.shape), "start")]
+    elif case == "empty annotation":
+        segments = [segment(image, np.zeros(image.shape), "annotation")]
+    elif case == "unknown role":
+        segments = [segment(image, np.ones(image.shape), "foo")]
+    elif case == "sure":
+        model = classifier(
+            nn.Sequential(Score([lesion], 0.9, 2.0, added), nn.Softmax(1)), output={"activation": "none"}
+        )
+    elif case == "turns infinite":
+        model = classifier(
+            Score([lesion], 0.2, 2.0, lambda sums: sums.sum(1) + (60 - sums.sum(1)).clamp(min=0) * 1e38 * 10)
+        )
     elif case == "segmentation network":
         from MedXAILib import resources
         from MedXAILib.models import load

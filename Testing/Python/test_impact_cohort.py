@@ -98,7 +98,8 @@ def standin(made):
         yield Step(0.5, "Half")
         image = volumes[0]
         made.append((image.name, settings, organ, annotation))
-        region = np.roll(image.array > 1, round(10 * settings.lambda_tv), 2)
+        aside = 1 if settings.lambda_tv == CounterfactualSettings().lambda_tv else round(10 * settings.lambda_tv)
+        region = np.roll(image.array > 1, aside, 2)
         if settings.lambda_tv == 0 == settings.lambda_area:
             region = organ.array > 0
         if settings.lambda_area > 5 and image.name[-1] in "02468":
@@ -272,10 +273,19 @@ def test_what_a_run_is_given(room, calls):
     result = run(impact_cohort(opened(package), folder, CounterfactualSettings(device="cpu"), None, "1"))
     assert len(calls) == 20 and len(result.tables["cases"].columns["case"]) == 10
     name, settings, organ, annotation = calls[0]
-    assert (name, settings.label, settings.slice, settings.lambda_tv) == ("case-0", "mass", "k:0", 0.1)
+    assert (name, settings.label, settings.slice, settings.lambda_tv) == (
+        "case-0",
+        "mass",
+        "k:0",
+        CounterfactualSettings().lambda_tv,
+    )
     assert organ.attributes["role"] == "organ" and annotation.attributes["role"] == "annotation"
     assert organ.array.sum() == 520 and annotation.array.sum() == 16 and (organ.array >= annotation.array).all()
-    assert (calls[1][1].lambda_tv, calls[1][1].lambda_area, calls[1][1].lambda_score) == (0, 0, 1)
+    assert (calls[1][1].lambda_tv, calls[1][1].lambda_area, calls[1][1].lambda_score) == (
+        0,
+        0,
+        CounterfactualSettings().lambda_score,
+    )
     assert "one organ" not in " ".join(result.notes) and result.provenance["segment"] is None
 
 

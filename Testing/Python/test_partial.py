@@ -116,7 +116,7 @@ def test_the_same_shape_at_twice_the_resolution_costs_the_same(dims):
         organ[(slice(size // 8, -size // 8),) * dims] = True
         share = torch.zeros(1, 1, *(size,) * dims)
         share[(0, 0, *(slice(size // 4, size // 2),) * dims)] = 1
-        return float(border(share, organ, (mm,) * dims)), float(area(share, organ))
+        return float(border(share, organ, (mm,) * dims)), float(area(share, organ, False))
 
     small, large = costs(16, 2.0), costs(32, 1.0)
     assert small == pytest.approx(large, rel=1e-6)
@@ -129,26 +129,61 @@ def test_the_border_is_measured_in_millimetres():
     organ, share = torch.ones((20, 20), dtype=torch.bool), torch.zeros(1, 1, 20, 20)
     share[0, 0, 5:9, 5:15] = 1  # 4 × 10 voxels of 5 × 1 mm: 20 × 10 mm, border 60 mm, in 100 × 20 mm
     assert float(border(share, organ, (5.0, 1.0))) == pytest.approx(60 / np.sqrt(100 * 20), rel=1e-6)
-    assert float(area(share, organ)) == pytest.approx(0.1)  # no organ: the plain share
+    assert float(area(share, organ, True)) == pytest.approx(0.1)  # no organ: the plain share
+    assert float(area(share, organ, False)) == pytest.approx(2 * 40 / (40 + 400))
 
 
 def test_grid_holes_cover_every_voxel_and_leave_most_of_the_image():
     for shape in ((16, 16), (13, 9), (8, 8, 8)):
-        holes = grid_holes(shape, 4.0)
         dims = len(shape)
+        holes = grid_holes(shape, (4.0,) * dims)
         assert holes.shape == (2 * 2**dims, 1, *shape)
         assert (holes[: 2**dims].sum(0) == 1).all() and (holes[2**dims :].sum(0) == 1).all()
         assert holes[0].float().mean() <= 0.5
 
 
+def deletion(shape, spacing=None, nodes=32, theta=0.5, starts=1):
+    return Deletion(torch.ones(shape, dtype=torch.bool), spacing or (1.0,) * len(shape), nodes, theta, starts, True)
+
+
 def test_a_fields_start_lies_about_theta_on_a_regular_grid():
-    organ = torch.ones((32, 32), dtype=torch.bool)
-    deletion = Deletion(organ, (1, 1), 32, 0.6, [4.0])
-    share = deletion.share().detach()
+    made = deletion((32, 32), theta=0.6)
+    share = made.share().detach()
     assert sorted(set(share.flatten().tolist())) == pytest.approx([0.5, 0.7], abs=1e-6)
-    assert (share > 0.6).float().mean() == 0.25
-    assert Deletion(organ, (1, 1), 8, 0.5, [4.0, 8.0]).field.shape == (2, 1, 8, 8)
-    assert Deletion(torch.ones((64, 16), dtype=torch.bool), (1, 1), 32, 0.5, [4.0]).nodes == (32, 8)
+    assert made.edges == [(4.0, 4.0)] and (share > 0.6).float().mean() == 0.25
+    assert deletion((128, 128), starts=3).edges == [(8.0, 8.0), (16.0, 16.0), (32.0, 32.0)]  # a sixteenth to a quarter
+    assert deletion((32, 32), nodes=8, starts=2).field.shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("shape, spacing", [((128, 1024), (1, 1)), ((8, 128, 128), (5, 1, 1)), ((16, 256, 256), (1, 1, 1)), ((64, 64), (2, 0.5)), ((3, 40, 40), (1, 1, 1))])  # fmt: skip
+def test_images_of_any_shape_begin_with_a_grid(shape, spacing):
+    for starts in (1, 3):
+        made = deletion(shape, spacing, starts=starts)
+        share = made.share().detach().flatten(1)
+        assert (share.amax(1) > 0.52).all() and (share.amin(1) < 0.48).all()
+        for edge in made.edges:
+            mm = [one * size for one, size in zip(edge, spacing)]
+            assert mm == pytest.approx([mm[0]] * len(mm)) and min(edge) >= 1  # the same length along each axis
+
+
+def test_nodes_are_spaced_in_millimetres():
+    assert deletion((64, 16)).nodes == (32, 8) and deletion((64, 64), (1.0, 2.0)).nodes == (16, 32)
+    assert deletion((4, 64), (20.0, 1.0)).nodes == (4, 26)  # the longest axis is 80 mm, and has 4 voxels
+
+
+@DIMS
+@pytest.mark.parametrize("nodes", (8, 11, 32))
+def test_a_start_from_a_mask_is_that_mask(dims, nodes):
+    """What the nodes can hold comes back, also when it goes through them many times."""
+    made = deletion((32,) * dims, nodes=nodes)
+    with torch.no_grad():
+        made.field.copy_((torch.rand(made.field.shape, generator=torch.Generator().manual_seed(0)) > 0.7).float())
+    mask = made.share().detach()[0, 0]
+    for _ in range(5):
+        made.start_from(made.share().detach()[0, 0])
+    again = made.share().detach()[0, 0]
+    assert (again - mask).abs().max() < 0.25 and (again - mask).abs().mean() < 0.02
+    assert ((again > 0.5) != (mask > 0.5)).float().mean() < 0.02
 
 
 # ---- inpainters and fall-backs ------------------------------------------------------------------------------------------
@@ -217,6 +252,11 @@ def test_fall_backs_are_what_they_say():
         torch.testing.assert_close(fallback(kind, prepared, organ, 0).fill(hole)[hole], torch.full((16,), 7.0))
     blurred = fallback("blur", prepared, organ, 0).fill(hole)[hole]
     assert (blurred >= 7 - 1e-4).all() and (blurred < 30).all()
+    wide = torch.ones_like(hole)
+    wide[..., 0, :] = False  # nothing is known near the middle: the mean, not 0
+    torch.testing.assert_close(
+        fallback("blur", prepared, organ, 0).fill(wide)[..., -4:, :], torch.full((1, 1, 4, 20), 7.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -250,7 +290,7 @@ def test_surroundings_never_look_at_the_voxel_itself():
     fill = fallback("blur", prepared, organ, 0)
 
     def around():
-        steps = surroundings(fill, (32, 32), 8.0, organ, 3)
+        steps = surroundings(fill, (32, 32), (8.0, 8.0), organ, 3)
         while True:
             try:
                 next(steps)
