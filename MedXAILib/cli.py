@@ -607,7 +607,8 @@ def _train_inpainter(options) -> int:
 
 def _tell_roc(found) -> None:
     for one in found["auc"].values():
-        print(f"  AUC {one['of']}: {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]")
+        interval = f" [{one['low']:.3f}, {one['high']:.3f}]" if one["low"] == one["low"] else ""
+        print(f"  AUC {one['of']}: {one['value']:.3f}{interval}")
     for note in found["notes"]:
         print(f"  note: {note}")
 

@@ -234,7 +234,7 @@ class Case:
                 yield Step(start + (stop - start) * step.fraction, step.stage)
         region = found.masks["region"].array[self.box] > 0
         return region, self.measured(region) | {
-            "probability_after": found.scores["probability_after"], "drop_kept": found.self_checks["drop_kept"]["passed"],
+            "probability_after": found.scores["probability_after"], "drop_kept_passed": found.self_checks["drop_kept"]["passed"],
             "seconds": round(time.perf_counter() - began, 3),
         }  # fmt: skip
 

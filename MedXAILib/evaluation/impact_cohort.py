@@ -187,7 +187,7 @@ def _cases(result, rows, skipped) -> None:
         "slice": [row["slice"] for row in rows] + [""] * len(skipped),
         "probability_before": [row["probability_before"] for row in rows],
         "probability_after": [number(row.get("ours", {}).get("probability_after")) for row in rows],
-        "drop_kept": [number(row.get("ours", {}).get("drop_kept")) for row in rows],
+        "drop_kept_passed": [number(row.get("ours", {}).get("drop_kept_passed")) for row in rows],
         "seconds": [row["seconds"] for row in rows],
     }  # fmt: skip
     done = [row for row in rows if row["state"] == "done"]
@@ -204,7 +204,7 @@ def _cases(result, rows, skipped) -> None:
 
 def _scores(result, done, rows, skipped) -> None:
     scores, tests = result.scores, result.tables["tests"].columns
-    hits, kept = _column(done, "ours", "hit"), _column(done, "ours", "drop_kept")
+    hits, kept = _column(done, "ours", "hit"), _column(done, "ours", "drop_kept_passed")
     scores.update(counts(rows, skipped), without_region=int(np.isnan(_column(done, "ours", "A")).sum()))
     for measure, name in MEASURES.items():
         scores.update(estimate(_means, _column(done, "ours", measure)).named(name))
@@ -212,7 +212,7 @@ def _scores(result, done, rows, skipped) -> None:
     scores.update(wilson(int(np.nansum(hits)), len(done)).named("hit"))
     for rival in RIVALS:
         scores[f"{rival}_maximum_hit"] = _mean(np.array([number(row["maximum_hit"][rival]) for row in done], float))
-    scores.update(wilson(int(np.nansum(kept)), int(np.isfinite(kept).sum())).named("drop_kept"))
+    scores.update(wilson(int(np.nansum(kept)), int(np.isfinite(kept).sum())).named("drop_kept_passed"))
     scores["probability_before"] = _mean(np.array([row["probability_before"] for row in done]))
     scores["probability_after"] = _mean(_column(done, "ours", "probability_after"))
     ends = [high for measure, rival, high in zip(tests["measure"], tests["rival"], tests["high"]) if measure == "D" and rival in RIVALS]  # fmt: skip

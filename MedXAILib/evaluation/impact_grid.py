@@ -123,7 +123,7 @@ def _grid(done, tried) -> tuple[Table, dict]:
         found.append(changes | {
             "D_penalised": penalised(some, "D"), "H_penalised": penalised(some, "H"), "D": _mean(column(some, "D")), "H": _mean(column(some, "H")), "A": _mean(a),
             "dice": _mean(column(some, "dice")), "hit": _mean(column(some, "hit")), "empty": float(np.isnan(a).mean()),
-            "drop_kept": _mean(column(some, "drop_kept")), "probability_after": _mean(column(some, "probability_after")),
+            "drop_kept_passed": _mean(column(some, "drop_kept_passed")), "probability_after": _mean(column(some, "probability_after")),
             "seconds": _mean(column(some, "seconds")), "n": len(done),
         })  # fmt: skip
     found.sort(

@@ -61,7 +61,7 @@ def impact_picture(explanation: Explanation, path) -> None:
     figure.suptitle(
         f"{about['model']['name']}, '{about['label']}': {scores['cases']} cases ({scores['without_region']} without a region), inpainter "
         f"{about['inpainter']['name']}{' (a fall-back)' if about['inpainter']['fallback'] else ''}; Dice {_short(scores['dice'])}, "
-        f"hits {_short(scores['hit'])}, drop kept {_short(scores['drop_kept'])}; boxes: quartiles; p: Wilcoxon against ours, Holm",
+        f"hits in {_short(scores['hit'])} of cases, drop kept in {_short(scores['drop_kept_passed'])}; boxes: quartiles; p: Wilcoxon against ours, Holm",
         fontsize=9,
     )  # fmt: skip
     figure.savefig(path)

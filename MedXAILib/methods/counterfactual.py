@@ -25,6 +25,8 @@ from .impact_checks import PARTS, Asking, answers, kept, split
 from .phases import during
 from .provenance import provenance
 
+REFINED = 20  # times at most that a written image is prepared again and what was lost in resampling is added
+
 
 def counterfactual(
     model,
@@ -115,20 +117,21 @@ class _Run:
         if allowed is not None:
             inside = self.prepared.mask_to_network(allowed)
             if not inside.any():
+                slice = self.prepared.slice
                 where = (
-                    f"slice {self.prepared.slice}"
-                    if self.prepared.slice
-                    else f"the network's grid ({' × '.join(map(str, shape))})"
+                    f"slice {slice}; choose another slice or organ"
+                    if slice
+                    else "the network's grid; choose a larger one"
                 )
-                raise MedXAIError(f"The organ '{organ.name}' has no voxel on {where}; choose another one.")
+                raise MedXAIError(f"The organ '{organ.name}' has no voxel on {where}.")
         self.organ = torch.from_numpy(inside).to(device)
         if inpainter is None:
             self.fill = fallback(settings.fill, self.prepared, self.organ, settings.seed)
             self.inpainter = {"name": settings.fill, "sha256": None, "fallback": True}
         else:
             self.fill, self.inpainter = inpainter.bind(model, self.prepared, volumes), inpainter.record()
+            self.notes += inpainter.doubts(model)
         self.start = [volume.array for volume in self.prepared.channels]
-        self.values = _in_volume_units(model, volumes, self.prepared)
         self._require_memory()
         yield Step(0.0, f"Asking the network (about {self.need / 2**20:,.0f} MiB)")
         with model.frozen():
@@ -195,7 +198,7 @@ class _Run:
                 )
             raise MedXAIError(
                 f"'{model.package.name}' has no usable gradient of '{names[self.label]}' with respect to the image (it is zero, not finite, or cut off by"
-                " rounding or thresholds), and counterfactual follows it; choose another network."
+                " rounding or thresholds), and counterfactual follows it; choose another network, or another image."
             )
 
     # ---- the search --------------------------------------------------------------------------------------------------
@@ -218,14 +221,12 @@ class _Run:
         """Adam on the mask's nodes; a generator of steps."""
         settings, deletion, x = self.settings, self.deletion, self.prepared.x
         adam = torch.optim.Adam([deletion.field], lr=settings.learning_rate)
-        holes, self.history = None, []
+        holes, self.history = None, {name: [] for name in ("probability", "area", "loss")}
         for step in range(settings.steps + 1):
             with torch.enable_grad():
                 share = deletion.share()
                 region = share.detach() > settings.theta
-                if holes is None or not torch.equal(
-                    region, holes
-                ):  # the inpainter is asked anew when a hole has changed, and only then
+                if holes is None or not torch.equal(region, holes):  # asked anew only when a hole has changed
                     holes, self.filled = region, self.fill.fill(region)
                     target = torch.where(holes, self.filled, self.guess)
                 blend = torch.lerp(x, target, share)
@@ -236,7 +237,9 @@ class _Run:
                     f"What '{self.model.package.name}' answers is no longer finite at step {step}; lower the learning rate (--learning-rate) or look at the"
                     " 'intensity' in model.json."
                 )
-            yield self._step(step, odds.detach(), loss.detach(), share.detach(), blend.detach())
+            yield self._step(step, odds.detach(), loss.detach(), share.detach(), target)
+            if step == 0:
+                self.first = share.detach()[:1], region[:1], self.filled[:1]
             if step == settings.steps:
                 break
             try:
@@ -257,19 +260,19 @@ class _Run:
             + settings.lambda_area * deletion.area(share)
         )
 
-    def _step(self, step, odds, loss, share, blend):
+    def _step(self, step, odds, loss, share, target):
+        """Keeps what is known of every start, and tells of the one that is best now."""
         best = int(loss.argmin())
-        values = {
-            "probability": float(torch.sigmoid(odds[best])),
-            "area": float(share[best].sum() / self.organ.sum()),
-            "loss": float(loss[best]),
-        }
-        self.history.append({"step": step, **values})
+        known = (torch.sigmoid(odds), share.flatten(1).sum(1) / self.organ.sum(), loss)
+        values = {}
+        for (name, rows), row in zip(self.history.items(), torch.stack(known).tolist()):
+            rows.append(row)
+            values[name] = row[best]
 
         def now():
             first, self._shown = not self._shown, True
             mask = self.prepared.map(share[best, 0], (0,) * self.organ.ndim)
-            change = self._change(blend[best], share[best] > 0, 0)
+            change = self._replaced(target[best], mask, 0)
             if first:
                 return {"mask": self._whole(mask, "mask", ""), "inpainted": self._changed(change, 0)}
             return {"mask": mask, "inpainted": Patch(self.start[0][change.box] + change.array, change.start)}
@@ -287,37 +290,40 @@ class _Run:
     def result(self):
         """The explanation with its self-checks; a generator of steps."""
         model, prepared, label, x = self.model, self.prepared, self.label, self.prepared.x
+        shares, regions, filled = self.share, self.region, self.filled
+        if self.warm:  # what a run went on from is not given up for something worse
+            shares, regions, filled = (torch.cat(both) for both in zip((shares, regions, filled), self.first))
         with torch.no_grad():
-            images = torch.where(self.region, self.filled, x)
+            images = torch.where(regions, filled, x)
             logits = answers(model, images)
         odds = model.log_odds(logits, label)
-        self.best = best = int(self.loss(odds, self.region.float()).argmin())
-        region, image = self.region[best, 0], images[best : best + 1]
+        self.best = best = int(self.loss(odds, regions.float()).argmin())
+        start = min(best, len(self.share) - 1)
+        if best > start:
+            self.notes.append("Nothing better than the start was found with these weights; its mask is kept.")
+        region, image = regions[best, 0], images[best : best + 1]
         self.crossed = bool(region.any())
         drop = float(self.before - odds[best])
         result = Explanation("counterfactual", "Counterfactual impact", notes=self.notes)
         origin = (0,) * region.ndim
-        share = self.prepared.map(self.share[best, 0], origin)
+        share = self.prepared.map(shares[best, 0], origin)
         result.maps["mask"] = Layer(
             self._whole(share, "mask", ""), "probability", "Deleted share", 0.0, 1.0, least=0.05
         )
         mask = self._whole(prepared.mask(region, origin), "region", "")
         result.masks["region"] = mask
-        inpainted = []
-        for channel, volume in enumerate(prepared.channels):
-            change = self._change(image[0], region[None], channel)
-            change.array[mask.array[change.box] == 0] = 0  # resampling spreads it over the region's border
-            inpainted.append(self._changed(change, channel))
+        inpainted, changes = self._written_images(image[0], region, mask)
+        for channel, volume in enumerate(inpainted):
             name, title = (
                 ("", "") if channel == 0 else (f"-{channel + 1}", f", {model.package.input.channels[channel]}")
             )
-            result.maps[f"inpainted{name}"] = Layer(inpainted[-1], "image", f"Without {model.labels[label]}{title}")
-            if channel == 0:
-                difference = self._whole(change, "difference", volume.unit)
+            result.maps[f"inpainted{name}"] = Layer(volume, "image", f"Without {model.labels[label]}{title}")
+        difference = self._whole(changes[0], "difference", self.volume.unit)
         unit = f" [{self.volume.unit}]" * bool(self.volume.unit)
         high = float(np.abs(difference.array).max()) or 1.0
         result.maps["difference"] = Layer(difference, "signed", f"Inpainted − input{unit}", -high, high)
-        columns = {name: np.array([row[name] for row in self.history], float) for name in self.history[0]}
+        columns = {"step": np.arange(len(self.history["loss"]), dtype=float)}
+        columns |= {name: np.array(rows)[:, start] for name, rows in self.history.items()}
         result.curves["optimisation"] = Curve(
             "Optimisation", "step", columns, "Step", f"Probability of {model.labels[label]}, share deleted",
             shown=("probability", "area"), limits=(0.0, 1.0),
@@ -347,9 +353,9 @@ class _Run:
         result.tables["components"] = self._components(ask, region, drop, size, name)
         result.scores["components"] = self.parts
         checks = result.self_checks
-        checks["drop_kept"] = kept(float(self.before), float(self.soft[best]), float(odds[best]))
+        checks["drop_kept"] = kept(float(self.before), float(self.soft[start]), float(odds[best]), self.crossed)
         checks["more_than_elsewhere"] = yield from during(ask.elsewhere(region, drop, self.settings.seed), 0.92, 0.97)
-        checks["complement_keeps_class"] = ask.complement(region, self.guess[best : best + 1])
+        checks["complement_keeps_class"] = ask.complement(region, self.guess[start : start + 1])
         checks["hole_content_invariance"] = ask.content(region)
         checks["written_image"] = self._written(inpainted, float(odds[best]))
         self._tell(result, region)
@@ -364,7 +370,7 @@ class _Run:
             patch = self.prepared.mask(part, (0,) * part.ndim)
             at = np.argwhere(patch.array)
             centre = self.volume.index_to_ras(np.add(at.mean(0), patch.start)) if len(at) else (np.nan,) * 3
-            values = (number, len(at), len(at) * size, *centre, float(one) / drop if drop else np.nan)
+            values = (number, len(at), len(at) * size, *centre, float(one) / drop if drop > 0 else np.nan)
             for column, value in zip(rows.values(), values):
                 column.append(value)
         return Table("Parts of the region", rows)
@@ -400,6 +406,11 @@ class _Run:
             notes.append(
                 "On the written image the network answers otherwise than on the one that was searched: the figures are those of the search, not of the picture."
             )
+        if result.scores["area_share"] > 0.25:
+            notes.append(
+                f"The region takes {result.scores['area_share']:.0%} of the organ or image: hardly the smallest one. Raise --lambda-area; or the class is"
+                " nowhere in particular."
+            )
         if self.crossed and float(result.scores["log_odds_after"]) > 0:
             notes.append(
                 f"The class has not vanished: its probability is {result.scores['probability_after']:.3g} without the region."
@@ -421,14 +432,39 @@ class _Run:
         array[patch.box] = patch.array
         return Volume(array, self.volume.ijk_to_ras, name, unit)
 
-    def _change(self, image, where, channel: int) -> Patch:
-        """What an image (C, *spatial) in network units changes at some places (1, *spatial), on the volume's grid and in its units.
+    def _written_images(self, image, region, mask: Volume) -> tuple[list[Volume], list[Patch]]:
+        """Each channel with the region of an image (C, *spatial) in it, and what was changed; outside ``mask``, the region on the volume's grid, nothing is.
 
-        The difference is taken in the volume's units: what the network's window cuts off would else be left where the finding was.
+        Where the network resamples, what is put in is smoother than what the network was shown; what is lost is added until it comes back.
+        """
+        channels, origin = range(len(self.start)), (0,) * region.ndim
+        inside = Patch((mask.array > 0).astype(np.float32), (0, 0, 0))
+        changes = [self._replaced(image, inside, channel) for channel in channels]
+        for turn in range(REFINED):
+            volumes = [self._changed(changes[channel], channel) for channel in channels]
+            if self.prepared.exact or turn + 1 == REFINED:
+                break
+            now, most = _in_volume_units(self.model, volumes, self.prepared), 0.0
+            for channel, change in enumerate(changes):
+                rule = self.prepared.intensity[channel]
+                lost = torch.where(region, (image[channel] - rule.offset) / rule.scale - now[channel], 0)
+                more = self.prepared.map(lost, origin)
+                change.array[:] += more.array * inside.array[more.box]
+                size = float(np.abs(change.array).max(initial=0)) or 1.0
+                most = max(most, float(np.abs(more.array).max(initial=0)) / size)
+            if most < 1e-3:
+                break
+        return volumes, changes
+
+    def _replaced(self, image, share: Patch, channel: int) -> Patch:
+        """What putting an image (C, *spatial, network units) in the volume's place changes, times a share of 0 to 1 on the volume's grid.
+
+        In the volume's units and from its own voxels: neither what the network's window cuts off nor what is finer than its grid is left behind.
         """
         rule = self.prepared.intensity[channel]
-        values = (image[channel] - rule.offset) / rule.scale - self.values[channel]
-        return self.prepared.map(torch.where(where[0], values, 0), (0,) * self.organ.ndim)
+        patch = self.prepared.map((image[channel] - rule.offset) / rule.scale, (0,) * self.organ.ndim)
+        part = share.array if share.array.shape == patch.array.shape else share.array[patch.box]
+        return Patch(part * (patch.array - self.start[channel][patch.box]), patch.start)
 
     def _changed(self, change: Patch, channel: int) -> Volume:
         """A channel with a change; where there is none, the voxels are what they were."""

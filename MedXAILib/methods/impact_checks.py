@@ -29,9 +29,9 @@ def split(region: Tensor) -> tuple[list[Tensor], int]:
     return [torch.from_numpy(labels == n + 1).to(region.device) for n in order], count
 
 
-def kept(before: float, soft: float, hard: float) -> dict:
-    """Whether the log-odds fall as far with the thresholded region as with the mask that was optimised."""
-    value = (before - hard) / (before - soft) if before > soft else float("nan")
+def kept(before: float, soft: float, hard: float, crossed: bool = True) -> dict:
+    """Whether the log-odds fall as far with the thresholded region, where there is one, as with the mask that was optimised."""
+    value = (before - hard) / (before - soft) if before > soft and crossed else float("nan")
     return {
         "value": value,
         "passed": None if np.isnan(value) else value >= 0.5,
@@ -68,6 +68,8 @@ class Asking:
     def elsewhere(self, region: Tensor, drop: float, seed: int):
         """The drop of the same shape at other places of the organ; yields (share, stage), returns the check."""
         stage = "Comparing with other places"
+        if not bool(region.any()):
+            return {"value": None, "passed": None, "meaning": "Not done: there is no region."}
         places = yield from _places(region, self.organ, np.random.default_rng([seed, 5]), stage)
         meaning = f"Share of {len(places)} random other places in the organ where filling the same shape lowers the log-odds by less than here ({drop:.3g})"
         if len(places) < FEWEST_PLACES:

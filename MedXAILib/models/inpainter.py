@@ -77,6 +77,19 @@ class Inpainter:
         own = prepare(SimpleNamespace(package=package, device=classifier.device), volumes, prepared.slice)
         return _Learned(self.model, own, prepared)
 
+    def doubts(self, classifier) -> list[str]:
+        """What speaks against this inpainter for a classifier's images although it can be used: it may know other ones."""
+        mine, other = self.package.input, classifier.package.input
+        if mine.channels == other.channels and mine.orientation == other.orientation:
+            return []
+        one, two = (
+            f"'{', '.join(one.channels)}'" + f" ({one.orientation})" * bool(one.orientation) for one in (mine, other)
+        )
+        return [
+            f"The inpainter '{self.package.name}' was trained on {one}, and the classifier takes {two}: make sure that both mean the same images"
+            " (medxai train inpainter --match names them alike)."
+        ]
+
     def record(self) -> dict:
         """What an explanation's provenance says of it."""
         return {"name": self.package.name, "sha256": self.package.sha256, "fallback": False}

@@ -62,7 +62,7 @@ class Model:
         """Refuse a network of another task than ``method`` explains."""
         if self.package.task != task:
             raise MedXAIError(
-                f"'{self.package.name}' is a {self.package.task} network; {method} explains {task} networks."
+                f"'{self.package.name}' is {'an' if self.package.task[0] in 'aeiou' else 'a'} {self.package.task} network; {method} explains {task} networks."
             )
 
     # ---- computing ---------------------------------------------------------------------------------------------------

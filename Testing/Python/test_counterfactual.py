@@ -394,6 +394,43 @@ def test_outside_the_region_nothing_changes_where_the_network_resamples_either()
     result = counterfactual(model, image)
     outside = result.masks["region"].array == 0
     assert np.array_equal(result.maps["inpainted"].volume.array[outside], image.array[outside]) and not outside.all()
+    assert result.self_checks["written_image"]["value"] < 0.02 * (
+        result.scores["log_odds_before"] - result.scores["log_odds_after"]
+    )
+
+
+def test_what_is_finer_than_the_networks_grid_goes_too():
+    """A checkerboard on the lesion that a network of half the resolution cannot see: none of it is left in the region."""
+    lesion = box((64, 64), np.s_[16:32], np.s_[16:32])
+    image = shown(lesion)
+    checkers = 0.5 * (np.indices((64, 64)).sum(0) % 2 * 2 - 1) * lesion
+    image.array[0] += checkers.astype(np.float32)
+    model = classifier(Score([lesion[::2, ::2]], 0.2, 2.0, added), input={"size": [32, 32], "fit": "resize"})
+    result = counterfactual(model, image)
+    inside, written = region(result), result.maps["inpainted"].volume.array[0]
+    assert np.array_equal(inside, lesion) and np.abs(written[inside] * np.sign(checkers[inside])).mean() < 0.1
+    assert np.abs(np.diff(written, axis=1)[17:31, 17:30]).max() < 0.1  # of 1
+
+
+def test_a_start_is_not_given_up_for_something_worse():
+    lesion = box((32, 32), np.s_[8:16], np.s_[8:16])
+    model, image = classifier(Score([lesion], 0.2, 2.0, added)), shown(lesion)
+    start = image.with_array(lesion[None].astype(np.float32), "mask")
+    start.attributes["role"] = "start"
+    result = counterfactual(model, image, [start], steps=3, learning_rate=1.0, lambda_area=1.0, mask_nodes=4)
+    assert result.scores["log_odds_after"] < 0
+    kept = counterfactual(model, image, [start], steps=1, learning_rate=1.0, lambda_score=0.0, lambda_area=-0.0)
+    assert np.array_equal(region(kept), lesion)
+
+
+def test_an_inpainter_of_other_images_is_doubted(tmp_path):
+    image = Volume(np.random.default_rng(0).normal(0, 1, (1, 32, 32)).astype(np.float32), np.eye(4), "image")
+    folder = inpainter(tmp_path / "other", **{"channels": 1})
+    about = json.loads((folder / "model.json").read_text("utf-8"))
+    about["input"]["channels"] = about["output"]["labels"] = ["mammogram"]
+    (folder / "model.json").write_text(json.dumps(about), "utf-8")
+    result = counterfactual(classifier(stack()), image, inpainter=str(folder), steps=1)
+    assert any("was trained on 'mammogram', and the classifier takes 'image 0'" in note for note in result.notes)
 
 
 def test_padding_does_not_make_an_organ():

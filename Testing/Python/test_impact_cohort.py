@@ -184,7 +184,7 @@ def test_the_tables_are_those_of_the_hand(room, calls, capsys):
     assert scores["distance_mm"] == pytest.approx(np.mean(d)) and scores["area_share"] == pytest.approx(area.mean())
     assert scores["dice"] == pytest.approx(0.75) and scores["hit"] == 1 and scores["cam_maximum_hit"] == 1
     assert (scores["cases"], scores["skipped"], scores["not_predicted"], scores["without_region"]) == (10, 0, 0, 0)
-    assert scores["drop_kept"] == 0.9 and scores["probability_after"] == 0.25 and scores["hit_low"] < 1
+    assert scores["drop_kept_passed"] == 0.9 and scores["probability_after"] == 0.25 and scores["hit_low"] < 1
     assert checks["closer_than_rivals"]["passed"] is False and checks["all_cases"]["passed"] is True
     assert about["label"] == "mass" and about["cam"] == ["CAM"] and about["inpainter"]["fallback"] is True
     assert any("fall-back 'blur'" in note for note in about["notes"])
@@ -351,7 +351,7 @@ def test_the_best_of_a_grid(room, calls, capsys):
     assert half["empty"] == "0.5" and float(half["D"]) == pytest.approx((4 * 6 + worst) / 5)
     assert float(half["D_penalised"]) == pytest.approx((4 * 6 + worst + 5 * worst) / 10)
     assert float(rows["0.1", "1"]["dice"]) == pytest.approx(0.75) and rows["0.1", "1"]["hit"] == "1"
-    assert float(rows["0.1", "1"]["probability_after"]) == 0.25 and float(rows["0.1", "1"]["drop_kept"]) == 0.9
+    assert float(rows["0.1", "1"]["probability_after"]) == 0.25 and float(rows["0.1", "1"]["drop_kept_passed"]) == 0.9
     criteria = [float(row["D_penalised"]) for row in table(out / "grid.csv")]
     assert criteria == sorted(criteria)
     about = report(out)

@@ -340,7 +340,7 @@ def test_a_finished_run_begins_again_and_comes_back_on_cancel(worker_desk):  # n
     found = impact.Impact(desk.scene, run.id)
     found.fade = 0.3
     state, mask = desk.state(), voxels(run.nodes["mask"].GetImageData()).copy()
-    again(desk, request, lambda_score=0.5)
+    again(desk, request, lambda_score=0.05)
     desk.wait(lambda: not np.array_equal(voxels(run.nodes["mask"].GetImageData()), mask))
     assert desk.state() == state
     desk.live.cancel()
@@ -348,11 +348,11 @@ def test_a_finished_run_begins_again_and_comes_back_on_cancel(worker_desk):  # n
     assert "from before is back" in desk.control.message
     assert np.array_equal(voxels(run.nodes["mask"].GetImageData()), mask) and desk.state() == state
     assert found.fade == pytest.approx(0.3) and desk.live.restartable is run
-    again(desk, request, lambda_score=0.5)
+    again(desk, request, lambda_score=0.05)
     desk.wait(lambda: desk.control.state is RunState.DONE)
     known = repeat.provenance(desk.scene, run.folder)["provenance"]
     assert known["roles"] == ["annotation", "start"] and known["warm"] == pytest.approx(float(mask.max()))
-    assert known["settings"]["lambda_score"] == 0.5 and desk.state() == state
+    assert known["settings"]["lambda_score"] == 0.05 and desk.state() == state
     assert voxels(run.nodes["mask"].GetImageData()).sum() < mask.sum()
     remove.remove(desk.scene, run.folder)
     assert desk.live.restartable is None
@@ -365,10 +365,10 @@ def test_a_failed_restart_gives_the_result_back(worker_desk):  # noqa: F811
     desk.wait(lambda: desk.control.state is RunState.DONE)
     run, state = desk.live.restartable, desk.state()
     mask = voxels(run.nodes["mask"].GetImageData()).copy()
-    again(desk, request, lambda_score=0.5)
+    again(desk, request, lambda_score=0.05)
     desk.wait(lambda: desk.control.state is RunState.FAILED)
     assert np.array_equal(voxels(run.nodes["mask"].GetImageData()), mask) and desk.state() == state
-    assert repeat.provenance(desk.scene, run.folder)["settings"]["lambda_score"] == 1.0
+    assert repeat.provenance(desk.scene, run.folder)["settings"]["lambda_score"] == 0.1
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
