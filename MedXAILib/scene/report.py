@@ -176,7 +176,7 @@ def _before_and_after(explanation: Explanation, segments: Sequence[Volume]):
     region = tuple(one for one in (impact.REGION,) if one in outlines)
     columns = [
         Column("Before: the input", None, first),
-        Column("After: without the finding", impact.INPAINTED, region),
+        Column("After: the region inpainted", impact.INPAINTED, region),
         Column("Deleted share over the input", impact.MASK, (*known, *region)),
     ]
     if "difference" in explanation.maps:

@@ -133,7 +133,7 @@ class InputTest(CounterfactualCase):
         self.assertEqual(self.control.reason, "")
         self.assertEqual(self.panel.picker.labelCombo.currentText, "what the network answers")
         settings = self.panel.settings()
-        self.assertEqual((settings.label, settings.inpainter, settings.lambda_score), ("", "", 1.0))
+        self.assertEqual((settings.label, settings.inpainter, settings.lambda_score), ("", "", 0.1))
         self.assertIn("Without an inpainter", self.panel.inpainter.aboutLabel.text)
         self.assertTrue(self.panel.followCheck.checked)
 
@@ -279,7 +279,7 @@ class ResultTest(CounterfactualCase):
         self.results.repeatButton.click()
         turn(0.6)
         self.assertFalse(self.control.state.active)
-        self.assertEqual(self.panel.settings().lambda_score, 1.0)
+        self.assertEqual(self.panel.settings().lambda_score, 0.1)
         self.assertEqual(
             [(one.name, one.attributes["role"]) for one in self.panel.masks(self.volume)],
             [("organ", "organ"), ("mass", "annotation")],

@@ -287,7 +287,7 @@ def counterfactual(package, volumes, settings, segments, way):
     away = np.sqrt(sum((g - c) ** 2 for g, c in zip(np.ogrid[tuple(map(slice, volume.shape))], centre)))
     usual = type(settings)()
     goal = np.clip(1 - away / (10 * settings.lambda_score / usual.lambda_score), 0, 1).astype(np.float32)
-    goal *= 1 if settings.lambda_area <= 3 * usual.lambda_area else 0.4
+    goal *= 1 if settings.lambda_area <= 3 * usual.lambda_area else 0.8 * settings.theta
     if package.input.spatial_dims == 2:
         goal[np.arange(volume.shape[0]) != centre[0]] = 0
     if "organ" in roles:
