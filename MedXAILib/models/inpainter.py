@@ -36,7 +36,10 @@ class Inpainter:
     """
 
     def __init__(self, folder, device: str = "auto"):
-        self.model = load(folder, device)
+        try:
+            self.model = load(folder, device)
+        except MedXAIError as error:
+            raise MedXAIError(f"The inpainter cannot be used: {error.message}", error.kind, error.hint) from error
         self.package = self.model.package
         if self.package.task != "inpainting" or not isinstance(self.model.module, PartialUNet):
             raise MedXAIError(

@@ -68,7 +68,7 @@ def judge_inpainter(
     inpainter, classifier : path
         Model folders.
     findings : path
-        Image and mask pairs (`MedXAILib.cases.pairs`); the mask's segment ``settings.segment`` (by default all of them but the organ) is the finding.
+        Image and mask pairs (`MedXAILib.cases.pairs`); the mask's segment ``settings.segment`` (by default the only one, or all but the organ) is the finding.
     healthy : path
         Images without finding, the other class: a folder as `healthy_images` takes it. Of a table the rows that ``settings.where`` selects, those with test
         where ``settings.split_column`` is named. Of a volume a 2-D classifier sees the middle slice, with a finding the one with most of it.
@@ -120,7 +120,7 @@ def judge_inpainter(
     }
     if output is not None:
         write_csv(Path(output) / "roc.csv", columns)
-        told = {name: f"AUC {one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" for name, one in figures["auc"].items()}  # fmt: skip
+        told = {name: f"AUC {one['value']:.2f}" + (f" [{one['low']:.2f}, {one['high']:.2f}]" if one["low"] == one["low"] else "") for name, one in figures["auc"].items()}  # fmt: skip
         counts = figures["cases"]
         title = f"{model.package.name}: {model.labels[label]}, {counts['finding']} images with and {counts['healthy']} without a finding, {settings.draws} draws"  # fmt: skip
         try:
@@ -188,7 +188,9 @@ def _segments(path, segment, organ="") -> list[Volume]:
     """A segment of a mask file; without a name all but the organ."""
     from .. import io
 
-    return [io.read_mask(path, name) for name in ([segment] if segment else io.segments(path)) if name != organ]
+    if segment or not organ:  # without either, a file of several segments is refused: which is the finding?
+        return [io.read_mask(path, segment)]
+    return [io.read_mask(path, name) for name in io.segments(path) if name != organ]
 
 
 def _union(masks, volume):
