@@ -84,13 +84,8 @@ def _parser():
         "phantoms", help="write mammogram-like phantoms with and without masses, and their masks"
     )
     phantoms.add_argument(
-        "--seeds",
-        type=int,
-        nargs=2,
-        action="append",
-        metavar=("FIRST", "LAST"),
-        help="LAST excluded; may come again [1000 1060]",
-    )
+        "--seeds", type=int, nargs=2, action="append", metavar=("FIRST", "LAST"), help="LAST excluded; may come again [1000 1060]"
+    )  # fmt: skip
     phantoms.add_argument(
         "--size", type=int, nargs=2, default=(128, 128), metavar=("ROWS", "COLUMNS"), help="[128 128]"
     )
@@ -277,7 +272,7 @@ def _method(options) -> int:
     from .evaluation.judged import explain
     from .models import load
 
-    model = load(options.model, device=chosen.device, trusted=_trusted(options))
+    model = load(options.model, device=chosen.device, trusted=_trusted(options, options.model))
     progress = _Progress(options.json)
     explanation = progress.drive(explain(options.method, model, volumes, chosen, segments))
     explanation.provenance["command"] = ["medxai", *options.arguments]
@@ -345,7 +340,7 @@ def _cohort(options, chosen) -> int:
         with resumable(options.output) as folder:
             log = folder / "cases.jsonl"
             try:
-                model = load(options.model, device=chosen.device, trusted=_trusted(options))
+                model = load(options.model, device=chosen.device, trusted=_trusted(options, options.model))
                 explanation = progress.drive(study(model, log))
                 explanation.provenance["command"] = ["medxai", *options.arguments]
                 if picture and not options.no_scene:
@@ -402,15 +397,15 @@ def _tell(explanation, folder, scene, as_json):
     print(f"Results are in {folder}{shown}.")
 
 
-def _trusted(options) -> set[str]:
-    """What ``--trust`` allows: the program in this very folder, or the one with the SHA-256 given."""
+def _trusted(options, *folders) -> set[str]:
+    """What ``--trust`` allows: the programs in these very folders, or the one with the SHA-256 given."""
     if options.trust is None:
         return set()
     if options.trust:
         return {options.trust.lower()}
     from .package import Package
 
-    return {Package.read(options.model if hasattr(options, "model") else options.folder).sha256}
+    return {Package.read(folder).sha256 for folder in folders if folder}
 
 
 def _phantoms(options) -> int:
@@ -428,7 +423,7 @@ def _describe(options) -> int:
     from .models import describe
     from .models.describing import text
 
-    about = describe(options.folder, trusted=_trusted(options))
+    about = describe(options.folder, trusted=_trusted(options, options.folder))
     print(json.dumps(about, indent=2, ensure_ascii=False) if options.json else text(about))
     return DONE
 
@@ -505,6 +500,14 @@ def _train_segmentation(options) -> int:
     return DONE
 
 
+def _stopped(epochs: int) -> int:
+    """The end of a training that was interrupted after so many epochs."""
+    if not epochs:
+        raise KeyboardInterrupt
+    print(f"medxai: cancelled; {epochs} finished epochs are kept, and the same command goes on from there.", file=sys.stderr)  # fmt: skip
+    return CANCELLED
+
+
 def _on_device(settings):
     """The settings of a training with the device that is meant; refused where this machine has none such."""
     from .models.loading import pick_device
@@ -535,11 +538,7 @@ def _train_classification(options) -> int:
         else:
             figures = progress.drive(train_images(options.folder, options.output, wanted))
     except KeyboardInterrupt:
-        kept = epochs_kept(options.output)
-        if not kept:
-            raise
-        print(f"medxai: cancelled; {kept} finished epochs are kept, and the same command goes on from there.", file=sys.stderr)  # fmt: skip
-        return CANCELLED
+        return _stopped(epochs_kept(options.output))
     progress.end()
     for case, reason in figures["cases"]["skipped"].items():
         print(f"  skipped {case}: {reason}", file=sys.stderr)
@@ -557,7 +556,6 @@ def _train_classification(options) -> int:
 
 def _train_inpainter(options) -> int:
     from .files import check_new_folder
-    from .package import Package
     from .training.settings import InpainterSettings
 
     if (options.folder is None) == (options.judge is None):
@@ -568,9 +566,7 @@ def _train_inpainter(options) -> int:
         raise MedXAIError(f"Judging takes --classifier, --findings and --healthy; --{missing[0]} is missing.")
     check_new_folder(options.output)
     wanted = _on_device(InpainterSettings(**_given(options, InpainterSettings)))
-    trusted = set() if options.trust is None else {options.trust.lower()}
-    if options.trust == "":
-        trusted = {Package.read(one).sha256 for one in (options.classifier, wanted.perceptual) if one}
+    trusted = _trusted(options, options.classifier, wanted.perceptual)
     progress = _Progress(options.json)
     if options.judge:
         from .training.inpainter_judging import judge_folder
@@ -585,11 +581,7 @@ def _train_inpainter(options) -> int:
     try:
         found = progress.drive(train_folder(options.folder, options.output, wanted, trusted, judge if not missing else None))  # fmt: skip
     except KeyboardInterrupt:
-        kept = epochs_kept(options.output)
-        if not kept:
-            raise
-        print(f"medxai: cancelled; {kept} finished epochs are kept, and the same command goes on from there.", file=sys.stderr)  # fmt: skip
-        return CANCELLED
+        return _stopped(epochs_kept(options.output))
     progress.end()
     for case, reason in found["images"]["skipped"].items():
         print(f"  skipped {case}: {reason}", file=sys.stderr)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -175,3 +176,20 @@ def run(steps: Steps, each: Callable[[Step], None] | None = None) -> Explanation
                 each(step)
     finally:
         steps.close()
+
+
+def part(
+    steps: Generator[Step, None, object], start: float, stop: float, stage: str = ""
+) -> Generator[Step, None, object]:
+    """The steps of one part of a longer work, their fraction between ``start`` and ``stop``; ends with what it returns.
+
+    With ``stage`` a step tells that alone: no points, no previews.
+    """
+    with contextlib.closing(steps):
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
+            fraction = start + (stop - start) * step.fraction
+            yield Step(fraction, stage) if stage else replace(step, fraction=fraction)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MedXAIError
-from ..explanation import Step
+from ..explanation import Step, part
 from ..files import check_new_folder
 from ..training.classifiers import train_classifiers
 from ..training.labelled import Labelled, LabelledCases
-from ..training.saving import command_of, part
+from ..training.saving import command_of
 from ..training.settings import ClassificationSettings
 from .phantom import HELD_OUT, LABELS, case
 

@@ -11,10 +11,10 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import MedXAIError
-from ..explanation import Point, Step
+from ..explanation import Point, Step, part
 from ..package import Package
 from ..training.comparison import train_segmentation
-from ..training.saving import command_of, part
+from ..training.saving import command_of
 from ..training.segmentation import dice, train
 from ..training.settings import DEMO, SegmentationSettings, TrainingSettings
 from ..training.slices import Cases, cut

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import replace
@@ -19,8 +18,8 @@ from ..methods.provenance import provenance
 from ..package import sha256
 from ..settings import AbilitySettings
 from . import vog
-from .resume import Log
-from .statistics import RESAMPLES, coverage, estimate, pearson, percentiles, spearman
+from .resume import Log, each_case, none_used
+from .statistics import RESAMPLES, coverage, estimate, mean, pearson, percentiles, sd, spearman
 
 _SCORES = ("mean_sa", "separableness", "gain", "output_voxels", "reference_voxels")
 
@@ -66,7 +65,8 @@ def cohort(model, folder, settings: AbilitySettings, segment: str | None = None,
     _check(model, settings)
     label, folder = model.label_index(settings.label), Path(folder)
     yield Step(0.0, "Looking for cases")
-    listed, skipped = pairs(folder), incomplete(folder)
+    listed, untried = pairs(folder), incomplete(folder)
+    skipped = dict(untried)
     try:
         networks, why = vog.checkpoints(model), ""
     except MedXAIError as error:
@@ -76,49 +76,18 @@ def cohort(model, folder, settings: AbilitySettings, segment: str | None = None,
         "segment": segment or "", "checkpoints": [sha256(path) for path in vog.files(model.package)] if networks else [],
         **settings.to_json(),
     })  # fmt: skip
-    known = {_key(row["files"]): row for row in log.rows}
-    rows, order, todo = [], {}, []
-    for name, *paths in listed:
-        name = f"{name} ({len(order) + 1})" if name in order else name  # the same name in two layouts
-        order[name] = len(order)
-        identity = [_identity(path) for path in paths]
-        if _key(identity) in known:
-            rows.append(known[_key(identity)] | {"case": name})
-        else:
-            todo.append((name, paths, identity))
-    for done, (name, paths, identity) in enumerate(todo):
-        told = f"Case {len(listed) - len(todo) + done + 1} of {len(listed)}: {name}"
-        point = ()
-        try:
-            with contextlib.closing(_case(model, paths, settings, segment, networks, label)) as steps:
-                while True:
-                    try:
-                        step = next(steps)
-                    except StopIteration as end:
-                        row = {"case": name, "files": identity, **end.value}
-                        break
-                    yield Step((done + step.fraction) / len(todo), told)
-        except MedXAIError as error:
-            skipped[name] = error.message
-        except Exception as error:  # a damaged file is one case less, not the end
-            skipped[name] = f"{type(error).__name__}: {error}"
-        else:
-            log.add(row)
-            rows.append(row)
-            point = (Point("dice-by-mean-sa", len(rows), {"mean SA score": row["mean_sa"], "Dice": row["dice"]}),)
-        yield Step((done + 1) / len(todo), told, point)
+    rows, resumed = yield from each_case(
+        listed, log, skipped,
+        lambda paths: _case(model, paths, settings, segment, networks, label),
+        lambda row, n: (Point("dice-by-mean-sa", n, {"mean SA score": row["mean_sa"], "Dice": row["dice"]}),),
+    )  # fmt: skip
     if not rows:
-        # What stopped a case that was tried says more than an image without a mask.
-        first = next((one for one in skipped.items() if one[0] in order), next(iter(skipped.items())))
-        raise MedXAIError(
-            f"None of the {len(skipped)} cases in '{folder}' could be used (the first: {first[0]}: {first[1]})."
-        )
+        raise none_used(skipped, untried, folder)
     yield Step(1.0, "Computing the statistics")
-    rows.sort(key=lambda row: order[row["case"]])
     result = _result(rows, skipped, settings, why)
     result.provenance = provenance(
         "ability-cohort", settings, model, [], folder=str(folder), segment=segment or None, label=model.labels[label],
-        cases=len(rows), skipped=skipped, resumed=len(listed) - len(todo), checkpoints=len(networks),
+        cases=len(rows), skipped=skipped, resumed=resumed, checkpoints=len(networks),
         intervals=f"95 %, BCa bootstrap of cases, {RESAMPLES} resamples, seed 0", seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
     return result
@@ -162,19 +131,6 @@ def _case(model, paths, settings, segment, networks, label):
     return row | {"seconds": round(time.perf_counter() - began, 3)}
 
 
-def _identity(path: Path) -> list:
-    """A file as it is now: path, bytes, time of the last change; the path alone where it cannot be looked at."""
-    try:
-        about = path.stat()
-    except OSError:
-        return [str(path.absolute())]
-    return [str(path.absolute()), about.st_size, about.st_mtime_ns]
-
-
-def _key(identity):
-    return tuple(map(tuple, identity))
-
-
 def _result(rows, skipped, settings, why) -> Explanation:
     def column(name):
         return np.array([math.nan if row[name] is None else row[name] for row in rows], float)
@@ -193,7 +149,7 @@ def _result(rows, skipped, settings, why) -> Explanation:
     blank = [math.nan] * len(skipped)
     columns = {
         "dice": dice, "mean_sa": mu, "separableness": image, "gain": gain, "vog": vogs,
-        "vog_normalized": (vogs - _mean(vogs)) / spread if spread else vogs * math.nan, "rank": rank,
+        "vog_normalized": (vogs - mean(vogs)) / spread if spread else vogs * math.nan, "rank": rank,
         "output_voxels": column("output_voxels"), "reference_voxels": column("reference_voxels"), "seconds": column("seconds"),
     }  # fmt: skip
     result.tables["cases"] = Table("Cases", {
@@ -279,10 +235,10 @@ def _scores(result, dice, mu, image, gain, vogs, size, present, skipped) -> None
     ease = np.where(present, -vogs, np.nan)
     scores = result.scores
     scores.update(
-        cases=len(dice), skipped=skipped, without_output=int((~present).sum()), dice=_mean(dice), dice_sd=_sd(dice)
+        cases=len(dice), skipped=skipped, without_output=int((~present).sum()), dice=mean(dice), dice_sd=sd(dice)
     )
     scores.update(
-        mean_sa=_mean(mu), mean_sa_sd=_sd(mu), separableness=_mean(image), **estimate(_means, gain).named("gain")
+        mean_sa=mean(mu), mean_sa_sd=sd(mu), separableness=mean(image), **estimate(np.mean, gain).named("gain")
     )
     linear, ranks = estimate(pearson, mu, dice), estimate(spearman, mu, dice)
     scores.update(**linear.named("pearson"), **ranks.named("spearman"))
@@ -312,18 +268,6 @@ def _scores(result, dice, mu, image, gain, vogs, size, present, skipped) -> None
             f"{linear.n} cases have a μ that says something"
             + (", and all have the same μ or Dice" if linear.n >= 8 else "; an interval needs 8") + "."
         )  # fmt: skip
-
-
-def _means(values, axis):
-    return np.mean(values, axis)
-
-
-def _mean(values) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
-
-
-def _sd(values) -> float:
-    return float(np.nanstd(values, ddof=1)) if np.isfinite(values).sum() > 1 else math.nan
 
 
 def _number(value) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -14,16 +13,15 @@ import torch
 from .. import __version__, io, methods
 from ..cases import incomplete, pairs
 from ..errors import MedXAIError
-from ..explanation import Point, Step
+from ..explanation import Point, Step, part
 from ..methods.ability import annotation
 from ..models import Prepared, prepare
 from ..models.geometry import fullest_slice
 from ..package import Package
 from ..settings import CounterfactualSettings
 from ..volume import Volume
-from .cohort import _identity, _key
 from .localisation import area_ratio, dice, distance, hausdorff, hit
-from .resume import Log
+from .resume import Log, each_case, none_used
 
 EMPTY = "An empty region has no D, H, A or O: it is left out of their means and pairs and counted; it has Dice 0 and is no hit."
 
@@ -56,43 +54,18 @@ class Study:
     def each(self, work):
         """Steps over the cases, `work` for each; ends with the rows, what was skipped, and how many were there already."""
         yield Step(0.0, "Looking for cases")
-        known, skipped = {_key(row["files"]): row for row in self.log.rows}, dict(self.skipped)
-        rows, order, todo = [], {}, []
-        for name, *paths in self.listed:
-            name = f"{name} ({len(order) + 1})" if name in order else name  # the same name in two layouts
-            order[name] = len(order)
-            files = [_identity(path) for path in paths]
-            if _key(files) in known:
-                rows.append(known[_key(files)] | {"case": name})
-            else:
-                todo.append((name, paths, files))
-        for at, (name, paths, files) in enumerate(todo):
-            told, point = f"Case {len(self.listed) - len(todo) + at + 1} of {len(self.listed)}: {name}", ()
-            try:
-                with contextlib.closing(self._row(paths, work)) as steps:
-                    while True:
-                        try:
-                            step = next(steps)
-                        except StopIteration as end:
-                            row = {"case": name, "files": files, **end.value}
-                            break
-                        yield Step((at + step.fraction) / len(todo), told)
-            except MedXAIError as error:
-                skipped[name] = error.message
-            except Exception as error:  # a damaged file is one case less, not the end
-                skipped[name] = f"{type(error).__name__}: {error}"
-            else:
-                if row["state"] == "done":  # the others take one question to the network
-                    self.log.add(row)
-                rows.append(row)
-                point = (Point("distances", len(rows), {"D": number(row.get("ours", {}).get("D"))}),)
-            yield Step((at + 1) / len(todo), told, point)
-        rows.sort(key=lambda row: order[row["case"]])
+        skipped = dict(self.skipped)
+        rows, resumed = yield from each_case(
+            self.listed, self.log, skipped,
+            lambda paths: self._row(paths, work),
+            lambda row, n: (Point("distances", n, {"D": number(row.get("ours", {}).get("D"))}),),
+            lambda row: row["state"] == "done",  # the others take one question to the network
+        )  # fmt: skip
         if not any(row["state"] == "done" for row in rows):
-            self._refuse(rows, skipped, order)
-        return rows, skipped, len(self.listed) - len(todo)
+            self._refuse(rows, skipped)
+        return rows, skipped, resumed
 
-    def _refuse(self, rows, skipped, order):
+    def _refuse(self, rows, skipped):
         name, label = self.model.package.name, self.model.labels[self.label]
         if rows:
             best = max(rows, key=lambda row: row["probability_before"])
@@ -100,11 +73,7 @@ class Study:
                 f"'{name}' answers '{label}' in none of the {len(rows)} cases in '{self.folder}' (the nearest: {best['case']}, probability "
                 f"{best['probability_before']:.3g}), so there is nothing to explain; choose another class (--label)."
             )
-        # What stopped a case that was tried says more than an image without a mask.
-        first = next((one for one in skipped.items() if one[0] in order), next(iter(skipped.items())))
-        raise MedXAIError(
-            f"None of the {len(skipped)} cases in '{self.folder}' could be used (the first: {first[0]}: {first[1]})."
-        )
+        raise none_used(skipped, self.skipped, self.folder)
 
     def _row(self, paths, work):
         began = time.perf_counter()
@@ -222,16 +191,8 @@ class Case:
         """Steps of a run with changed settings; ends with its region (in the box) and its figures."""
         began = time.perf_counter()
         settings = replace(self.settings, **changes)
-        with contextlib.closing(
-            methods.explain("counterfactual", self.model, [self.image], settings, self.segments)
-        ) as steps:
-            while True:
-                try:
-                    step = next(steps)
-                except StopIteration as end:
-                    found = end.value
-                    break
-                yield Step(start + (stop - start) * step.fraction, step.stage)
+        running = methods.explain("counterfactual", self.model, [self.image], settings, self.segments)
+        found = yield from part(running, start, stop)
         region = found.masks["region"].array[self.box] > 0
         return region, self.measured(region) | {
             "probability_after": found.scores["probability_after"], "drop_kept_passed": found.self_checks["drop_kept"]["passed"],

@@ -12,10 +12,9 @@ from ..explanation import Explanation, Step, Steps, Table
 from ..methods.provenance import provenance
 from ..methods.rivals import cam, saliency
 from ..settings import CounterfactualSettings
-from .cohort import _mean, _means, _sd
 from .impact_cases import EMPTY, Case, Study, counts, number
 from .localisation import at_percentile, hit, overlap
-from .statistics import RESAMPLES, estimate, holm, signed_rank, wilson
+from .statistics import RESAMPLES, estimate, holm, mean, sd, signed_rank, wilson
 
 PERCENTILES = (50, 75, 90)  # at which rivals are thresholded: 50, 25 and 10 % of the organ are left
 RIVALS = ("cam", "sal")
@@ -129,7 +128,7 @@ def _names(ablation) -> list[str]:
 
 def _tables(result, done, ablation) -> None:
     def told(columns, name, values):
-        for end, value in (("", _mean(values)), ("_sd", _sd(values)), ("_n", int(np.isfinite(values).sum()))):
+        for end, value in (("", mean(values)), ("_sd", sd(values)), ("_n", int(np.isfinite(values).sum()))):
             columns.setdefault(name + end, []).append(value)
 
     nothing = np.full(len(done), math.nan)
@@ -155,9 +154,9 @@ def _tables(result, done, ablation) -> None:
         empty = sum(math.isnan(number(_figures(row, method)["A"])) for row in done)
         row = {"method": method, "n": len(done), "empty": empty}
         for measure in (*MEASURES, "dice"):
-            row |= estimate(_means, _column(done, method, measure)).named(measure)
+            row |= estimate(np.mean, _column(done, method, measure)).named(measure)
         row |= wilson(int(np.nansum(_column(done, method, "hit"))), len(done)).named("hit")
-        row["D_penalised"] = _mean(np.nan_to_num(_column(done, method, "D"), nan=worst))
+        row["D_penalised"] = mean(np.nan_to_num(_column(done, method, "D"), nan=worst))
         for name, value in row.items():
             summary.setdefault(name, []).append(value)
     result.tables["methods"] = Table("Every method", summary)
@@ -170,7 +169,7 @@ def _tests(done, ablation) -> Table:
         ours = _column(done, "ours", measure)
         for method in _names(ablation)[1:]:
             other = _column(done, method, measure)
-            found, test = estimate(_means, ours - other), signed_rank(ours, other)
+            found, test = estimate(np.mean, ours - other), signed_rank(ours, other)
             rival, _, p = method.partition("_")
             for name, value in zip(rows, (measure, rival, float(p or "nan"), found.value, found.low, found.high, test.p, 0.0, test.n, test.dropped)):  # fmt: skip
                 rows[name].append(value)
@@ -207,14 +206,14 @@ def _scores(result, done, rows, skipped) -> None:
     hits, kept = _column(done, "ours", "hit"), _column(done, "ours", "drop_kept_passed")
     scores.update(counts(rows, skipped), without_region=int(np.isnan(_column(done, "ours", "A")).sum()))
     for measure, name in MEASURES.items():
-        scores.update(estimate(_means, _column(done, "ours", measure)).named(name))
-    scores.update(estimate(_means, _column(done, "ours", "dice")).named("dice"))
+        scores.update(estimate(np.mean, _column(done, "ours", measure)).named(name))
+    scores.update(estimate(np.mean, _column(done, "ours", "dice")).named("dice"))
     scores.update(wilson(int(np.nansum(hits)), len(done)).named("hit"))
     for rival in RIVALS:
-        scores[f"{rival}_maximum_hit"] = _mean(np.array([number(row["maximum_hit"][rival]) for row in done], float))
+        scores[f"{rival}_maximum_hit"] = mean(np.array([number(row["maximum_hit"][rival]) for row in done], float))
     scores.update(wilson(int(np.nansum(kept)), int(np.isfinite(kept).sum())).named("drop_kept_passed"))
-    scores["probability_before"] = _mean(np.array([row["probability_before"] for row in done]))
-    scores["probability_after"] = _mean(_column(done, "ours", "probability_after"))
+    scores["probability_before"] = mean(np.array([row["probability_before"] for row in done]))
+    scores["probability_after"] = mean(_column(done, "ours", "probability_after"))
     ends = [high for measure, rival, high in zip(tests["measure"], tests["rival"], tests["high"]) if measure == "D" and rival in RIVALS]  # fmt: skip
     known = all(map(math.isfinite, ends))
     result.self_checks.update(

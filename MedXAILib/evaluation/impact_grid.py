@@ -13,8 +13,8 @@ from ..errors import MedXAIError
 from ..explanation import Explanation, Steps, Table
 from ..methods.provenance import provenance
 from ..settings import CounterfactualSettings, about
-from .cohort import _mean
 from .impact_cases import EMPTY, Case, Study, counts, number
+from .statistics import mean
 
 
 def impact_grid(model, folder, settings: CounterfactualSettings, values: dict[str, Sequence], segment: str | None = None, organ: str | None = None, log=None
@@ -121,10 +121,10 @@ def _grid(done, tried) -> tuple[Table, dict]:
     for changes, some in zip(tried, runs):
         a = column(some, "A")
         found.append(changes | {
-            "D_penalised": penalised(some, "D"), "H_penalised": penalised(some, "H"), "D": _mean(column(some, "D")), "H": _mean(column(some, "H")), "A": _mean(a),
-            "dice": _mean(column(some, "dice")), "hit": _mean(column(some, "hit")), "empty": float(np.isnan(a).mean()),
-            "drop_kept_passed": _mean(column(some, "drop_kept_passed")), "probability_after": _mean(column(some, "probability_after")),
-            "seconds": _mean(column(some, "seconds")), "n": len(done),
+            "D_penalised": penalised(some, "D"), "H_penalised": penalised(some, "H"), "D": mean(column(some, "D")), "H": mean(column(some, "H")), "A": mean(a),
+            "dice": mean(column(some, "dice")), "hit": mean(column(some, "hit")), "empty": float(np.isnan(a).mean()),
+            "drop_kept_passed": mean(column(some, "drop_kept_passed")), "probability_after": mean(column(some, "probability_after")),
+            "seconds": mean(column(some, "seconds")), "n": len(done),
         })  # fmt: skip
     found.sort(
         key=lambda one: (

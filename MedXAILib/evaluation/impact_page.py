@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from ..errors import MedXAIError
 from ..explanation import Explanation
+from .figure import new_figure
 
 _TITLES = {
     "D": "D: between centres [mm]",
@@ -25,15 +25,7 @@ def impact_picture(explanation: Explanation, path) -> None:
     MedXAIError
         ``kind="missing"`` without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MedXAIError(
-            "The report needs matplotlib; install it with 'pip install matplotlib'.", kind="missing"
-        ) from None
-    figure = Figure(figsize=(14, 6.2), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(14, 6.2, "report")
     cases, about, scores = explanation.tables["cases"].columns, explanation.provenance, explanation.scores
     methods, jitter = explanation.tables["methods"].columns["method"], np.random.default_rng(0)
     tests = explanation.tables["tests"].columns

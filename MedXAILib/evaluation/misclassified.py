@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import MedXAIError
+from .figure import new_figure
 
 
 def misclassified_page(
@@ -26,16 +26,8 @@ def misclassified_page(
     MedXAIError
         ``kind="missing"`` without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MedXAIError(
-            "The page needs matplotlib; install it with 'pip install matplotlib'.", kind="missing"
-        ) from None
     columns = 1 + max(len(maps) for *_, maps in rows)
-    figure = Figure(figsize=(1.6 * columns, 1.9 * len(rows) + 0.6), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.6 * columns, 1.9 * len(rows) + 0.6)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for (told, image, maps), line in zip(rows, axes):
         for ax in line:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import MedXAIError
 from ..explanation import Explanation
+from .figure import new_figure
 
 GREEN, GREY = "#2a9d4a", "#888888"  # μ and VoG, as in the paper's figures
 
@@ -18,15 +18,7 @@ def picture(explanation: Explanation, path) -> None:
     MedXAIError
         ``kind="missing"`` without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MedXAIError(
-            "The report needs matplotlib; install it with 'pip install matplotlib'.", kind="missing"
-        ) from None
-    figure = Figure(figsize=(11, 8), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 8, "report")
     axes = figure.subplots(2, 2).flat
     scores = explanation.scores
     for name, ax, prefix in (

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ..errors import MedXAIError
+from ..explanation import Step, part
 from ..files import check_new_folder, disk_error, plain
 
 
@@ -103,3 +104,80 @@ class Log:
                 file.write(data)
         except OSError as error:
             raise disk_error(error, self.path) from error
+
+
+def each_case(listed, log: Log, skipped: dict, work, point, keep=lambda row: True):
+    """Do a work on every case that the log does not hold; what fails is one case less, and told in ``skipped``.
+
+    Parameters
+    ----------
+    listed : sequence of (str, *paths)
+        Name and files of each case.
+    log : Log
+    skipped : dict
+        Gets the reason by name.
+    work : callable
+        ``work(paths)``, a generator of steps that ends with the row of the case, a dict.
+    point : callable
+        ``point(row, number)``, the points of the step that ends a case.
+    keep : callable
+        Whether a row is kept in the log.
+
+    Yields
+    ------
+    Step
+
+    Returns
+    -------
+    rows, resumed : list of dict, int
+        With ``case`` and ``files``, in the order listed; and how many were in the log.
+    """
+    known = {_key(row["files"]): row for row in log.rows}
+    rows, order, todo = [], {}, []
+    for name, *paths in listed:
+        name = f"{name} ({len(order) + 1})" if name in order else name  # the same name in two layouts
+        order[name] = len(order)
+        files = [_identity(path) for path in paths]
+        if _key(files) in known:
+            rows.append(known[_key(files)] | {"case": name})
+        else:
+            todo.append((name, paths, files))
+    for done, (name, paths, files) in enumerate(todo):
+        told, points = f"Case {len(listed) - len(todo) + done + 1} of {len(listed)}: {name}", ()
+        try:
+            found = yield from part(work(paths), done / len(todo), (done + 1) / len(todo), told)
+        except MedXAIError as error:
+            skipped[name] = error.message
+        except Exception as error:  # a damaged file is one case less, not the end
+            skipped[name] = f"{type(error).__name__}: {error}"
+        else:
+            row = {"case": name, "files": files, **found}
+            if keep(row):
+                log.add(row)
+            rows.append(row)
+            points = point(row, len(rows))
+        yield Step((done + 1) / len(todo), told, points)
+    rows.sort(key=lambda row: order[row["case"]])
+    return rows, len(listed) - len(todo)
+
+
+def none_used(skipped: dict, untried, folder) -> MedXAIError:
+    """What to say when no case could be used; ``untried``: names that were skipped before one was tried."""
+    # What stopped a case that was tried says more than an image without a mask.
+    first = next((one for one in skipped.items() if one[0] not in untried), next(iter(skipped.items())))
+    return MedXAIError(
+        f"None of the {len(skipped)} cases in '{folder}' could be used (the first: {first[0]}: {first[1]})."
+    )
+
+
+def _identity(path: Path) -> list:
+    """A file as it is now: path, bytes, time of the last change; the path alone where it cannot be looked at."""
+    try:
+        about = path.stat()
+    except OSError:
+        return [str(path.absolute())]
+    return [str(path.absolute()), about.st_size, about.st_mtime_ns]
+
+
+def _key(identity):
+    return tuple(map(tuple, identity))

@@ -139,6 +139,16 @@ def holm(p_values) -> list[float]:
     return adjusted.tolist()
 
 
+def mean(values) -> float:
+    """The mean of what is defined; NaN where nothing is."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
+def sd(values) -> float:
+    """The standard deviation (n − 1) of what is defined; NaN for fewer than two values."""
+    return float(np.nanstd(values, ddof=1)) if np.isfinite(values).sum() > 1 else math.nan
+
+
 def coverage(score, value, shares=COVERAGES) -> dict[str, list]:
     """What is left when the cases with the lowest score are rejected (section 4.6, Table 2).
 

@@ -21,7 +21,7 @@ from ..settings import CounterfactualSettings
 from ..volume import Volume, mask_on_grid
 from .ability import annotation as on_lattice
 from .deletion import Deletion, surroundings
-from .impact_checks import PARTS, Asking, answers, kept, split
+from .impact_checks import PARTS, Asking, kept, split
 from .phases import during
 from .provenance import provenance
 
@@ -78,7 +78,7 @@ def counterfactual(
     model.require_task("classification", "counterfactual")
     run = yield from _Run.begin(model, volumes, settings, organ, annotation, start)
     with model.frozen():
-        yield from during(run.neighbourhoods(), 0.02, 0.1)
+        yield from run.neighbourhoods()
         yield from run.optimise()
         yield Step(0.9, "Cutting the region out")
         result = yield from run.result()
@@ -95,7 +95,7 @@ class _Run:
     def begin(cls, model, volumes, settings, organ, annotation, start):
         """Look at the input and at what the network answers; a generator of steps that ends with the run."""
         self = cls()
-        self.model, self.volumes, self.settings, self.volume = model, volumes, settings, volumes[0]
+        self.model, self.settings, self.volume = model, settings, volumes[0]
         inpainter = Inpainter(settings.inpainter, str(model.device)) if settings.inpainter else None
         truth = None if annotation is None else on_lattice(annotation, self.volume)
         if truth is not None and not truth.any():
@@ -117,12 +117,9 @@ class _Run:
         if allowed is not None:
             inside = self.prepared.mask_to_network(allowed)
             if not inside.any():
-                slice = self.prepared.slice
-                where = (
-                    f"slice {slice}; choose another slice or organ"
-                    if slice
-                    else "the network's grid; choose a larger one"
-                )
+                where = "the network's grid; choose a larger one"
+                if self.prepared.slice:
+                    where = f"slice {self.prepared.slice}; choose another slice or organ"
                 raise MedXAIError(f"The organ '{organ.name}' has no voxel on {where}.")
         self.organ = torch.from_numpy(inside).to(device)
         if inpainter is None:
@@ -164,8 +161,10 @@ class _Run:
     def _ask(self):
         """What the network answers; refused where the class is not there, or nothing can be learned from it."""
         model, names = self.model, self.model.labels
-        with torch.no_grad():
-            self.logits = answers(model, self.prepared.x)
+        x = self.prepared.x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            logits = model.logits(x)
+        self.logits = logits.detach()
         if not torch.isfinite(self.logits).all():
             raise MedXAIError(
                 f"'{model.package.name}' gives values that are not finite on '{self.volume.name}'; look at the volume's intensities and the"
@@ -185,10 +184,9 @@ class _Run:
                 f"'{names[self.label]}' is not what '{model.package.name}' sees in '{self.volume.name}': its probability is {self.probability:.3g},"
                 f" and {instead}; there is nothing to remove, so choose a class that is seen (--label).", kind="absent",
             )  # fmt: skip
-        self.before = model.log_odds(self.logits, self.label)
-        x = self.prepared.x.detach().clone().requires_grad_()
         with torch.enable_grad():
-            odds = model.log_odds(model.logits(x), self.label)
+            odds = model.log_odds(logits, self.label)
+        self.before = odds.detach()
         slope = model.gradient(odds.sum(), x) if odds.requires_grad else None
         if slope is None or not torch.isfinite(slope).all() or float(slope.abs().max()) == 0:
             if model.package.output.activation == "none" and self.probability > 1 - 2 * CLAMP:
@@ -204,17 +202,11 @@ class _Run:
     # ---- the search --------------------------------------------------------------------------------------------------
 
     def neighbourhoods(self):
-        """What the surroundings say of every voxel, one image for each start; yields (share done, stage)."""
-        found = []
+        """What the surroundings say of every voxel, one image for each start; a generator of steps."""
+        found, count = [], len(self.edges)
         for number, edge in enumerate(self.edges):
-            making = surroundings(self.fill, self.prepared.shape, edge, self.organ, len(self.edges))
-            while True:
-                try:
-                    done = next(making)
-                except StopIteration as end:
-                    found.append(end.value)
-                    break
-                yield (number + done) / len(self.edges), "Looking at the surroundings"
+            making = surroundings(self.fill, self.prepared.shape, edge, self.organ, count)
+            found.append((yield from during(making, 0.02 + 0.08 * number / count, 0.02 + 0.08 * (number + 1) / count)))
         self.guess = torch.cat(found)
 
     def optimise(self):
@@ -230,7 +222,7 @@ class _Run:
                     holes, self.filled = region, self.fill.fill(region)
                     target = torch.where(holes, self.filled, self.guess)
                 blend = torch.lerp(x, target, share)
-                odds = self.model.log_odds(answers(self.model, blend), self.label)
+                odds = self.model.log_odds(self.model.logits(blend), self.label)
                 loss = self.loss(odds, share)
             if not torch.isfinite(loss).all():
                 raise MedXAIError(
@@ -295,7 +287,7 @@ class _Run:
             shares, regions, filled = (torch.cat(both) for both in zip((shares, regions, filled), self.first))
         with torch.no_grad():
             images = torch.where(regions, filled, x)
-            logits = answers(model, images)
+            logits = model.logits(images)
         odds = model.log_odds(logits, label)
         self.best = best = int(self.loss(odds, regions.float()).argmin())
         start = min(best, len(self.share) - 1)
@@ -314,10 +306,8 @@ class _Run:
         result.masks["region"] = mask
         inpainted, changes = self._written_images(image[0], region, mask)
         for channel, volume in enumerate(inpainted):
-            name, title = (
-                ("", "") if channel == 0 else (f"-{channel + 1}", f", {model.package.input.channels[channel]}")
-            )
-            result.maps[f"inpainted{name}"] = Layer(volume, "image", f"Without {model.labels[label]}{title}")
+            title = f"Without {model.labels[label]}" + f", {model.package.input.channels[channel]}" * bool(channel)
+            result.maps[volume.name] = Layer(volume, "image", title)
         difference = self._whole(changes[0], "difference", self.volume.unit)
         unit = f" [{self.volume.unit}]" * bool(self.volume.unit)
         high = float(np.abs(difference.array).max()) or 1.0
@@ -348,7 +338,7 @@ class _Run:
         )
         size, name = self._voxel_size()
         result.scores[f"area_{name}"] = float(mask.array.sum()) * size
-        ask = Asking(model, label, self.fill, x, self.organ, self.settings.restarts)
+        ask = Asking(model, label, self.before, self.fill, x, self.organ, self.settings.restarts)
         yield Step(0.91, "Looking at each part")
         result.tables["components"] = self._components(ask, region, drop, size, name)
         result.scores["components"] = self.parts
@@ -364,7 +354,7 @@ class _Run:
     def _components(self, ask, region, drop, size, name) -> Table:
         """What the region's parts (full connectivity) are, the largest first, and how much of the drop each makes alone."""
         parts, self.parts = split(region)
-        drops = ask.drops(torch.stack(parts)[:, None], self.before) if parts else []
+        drops = ask.drops(torch.stack(parts)[:, None]) if parts else []
         rows = {title: [] for title in ("component", "voxels", name, "r", "a", "s", "share_of_drop")}
         for number, (part, one) in enumerate(zip(parts, drops), 1):
             patch = self.prepared.mask(part, (0,) * part.ndim)
@@ -379,7 +369,7 @@ class _Run:
         """What the network answers on the volumes as they are written."""
         again = prepare(self.model, inpainted, self.prepared.slice)
         with torch.no_grad():
-            value = abs(float(self.model.log_odds(answers(self.model, again.x), self.label)) - odds)
+            value = abs(float(self.model.log_odds(self.model.logits(again.x), self.label)) - odds)
         drop = abs(float(self.before) - odds)
         return {
             "value": value,

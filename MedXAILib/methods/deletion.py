@@ -150,7 +150,7 @@ def grid_depth(shape: Sequence[int], edge: Sequence[float], shift: float) -> np.
 
 
 def surroundings(fill, shape: Sequence[int], edge: Sequence[float], organ: Tensor, batch: int):
-    """What the neighbourhood says of every voxel: each filled while a block around it was a hole; yields shares of the work, returns (1, C, *spatial).
+    """What the neighbourhood says of every voxel: each filled while a block around it was a hole; yields (share done, stage), returns (1, C, *spatial).
 
     Parameters
     ----------
@@ -172,5 +172,5 @@ def surroundings(fill, shape: Sequence[int], edge: Sequence[float], organ: Tenso
         result = torch.zeros_like(filled[0]) if result is None else result
         for number, (hole, one) in enumerate(zip(some, filled), start):
             result = torch.where(hole & (nearer if number >= half else ~nearer), one, result)
-        yield min(1.0, (start + len(some)) / len(holes))
+        yield (start + len(some)) / len(holes), "Looking at the surroundings"
     return result[None]

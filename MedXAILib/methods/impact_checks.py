@@ -15,13 +15,6 @@ PLACES, FEWEST_PLACES, TRIES = (
 PARTS = 16  # of the region that are looked at one by one, the largest first
 
 
-def answers(model, images: Tensor) -> Tensor:
-    """The logits of images (N, C, *spatial); one by one for an exported program, which takes as many at once as it was exported with."""
-    if not isinstance(model.module, torch.fx.GraphModule):
-        return model.logits(images)
-    return torch.cat([model.logits(one) for one in images.split(1)])
-
-
 def split(region: Tensor) -> tuple[list[Tensor], int]:
     """The parts of a region (*spatial) that touch each other by a face, an edge or a corner, the largest first, at most `PARTS`; and how many there are."""
     labels, count = ndimage.label(region.cpu().numpy(), np.ones((3,) * region.ndim))
@@ -46,6 +39,8 @@ class Asking:
     ----------
     model : Model
     label : int
+    before : Tensor, shape (1,)
+        The label's log-odds as the image is.
     fill : Fill
     x : Tensor, shape (1, C, *spatial)
     organ : Tensor of bool, shape (*spatial)
@@ -53,16 +48,17 @@ class Asking:
         Images at once.
     """
 
-    def __init__(self, model, label: int, fill, x: Tensor, organ: Tensor, batch: int):
-        self.model, self.label, self.fill, self.x, self.organ, self.batch = model, label, fill, x, organ, batch
+    def __init__(self, model, label: int, before: Tensor, fill, x: Tensor, organ: Tensor, batch: int):
+        self.model, self.label, self.before = model, label, before
+        self.fill, self.x, self.organ, self.batch = fill, x, organ, batch
 
     @torch.no_grad()
-    def drops(self, holes: Tensor, before: Tensor) -> list[float]:
+    def drops(self, holes: Tensor) -> list[float]:
         """By how much the log-odds fall when each hole (N, 1, *spatial) is filled."""
         found = []
         for some in holes.split(self.batch):
             images = torch.where(some, self.fill.fill(some), self.x)
-            found += (before - self.model.log_odds(answers(self.model, images), self.label)).tolist()
+            found += (self.before - self.model.log_odds(self.model.logits(images), self.label)).tolist()
         return found
 
     def elsewhere(self, region: Tensor, drop: float, seed: int):
@@ -78,11 +74,9 @@ class Asking:
                 "passed": None,
                 "meaning": f"{meaning}. Not done: the shape fits into too few other places.",
             }
-        with torch.no_grad():
-            before = self.model.log_odds(answers(self.model, self.x), self.label)
         drops = []
         for start in range(0, len(places), self.batch):
-            drops += self.drops(torch.stack(places[start : start + self.batch])[:, None], before)
+            drops += self.drops(torch.stack(places[start : start + self.batch])[:, None])
             yield min(1.0, 0.5 + 0.5 * (start + self.batch) / len(places)), stage
         value = float(np.mean(np.array(drops) < drop))
         return {
@@ -97,7 +91,7 @@ class Asking:
         images = torch.cat(
             [torch.where(self.organ & ~kept, guess, self.x) for kept in (region, torch.zeros_like(region))]
         )
-        value, nothing = torch.sigmoid(self.model.log_odds(answers(self.model, images), self.label)).tolist()
+        value, nothing = torch.sigmoid(self.model.log_odds(self.model.logits(images), self.label)).tolist()
         meaning = (
             "Probability of the class when everything in the organ but the region is replaced by what its surroundings say, block by block;"
             f" with the region replaced too it is {nothing:.3g}. "

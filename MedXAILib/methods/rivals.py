@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..models import graph as graphs
-from ..models.backward import _SWITCHES
+from ..models.backward import SWITCHES
 from ..models.reading import last_map
 
 #: Operations that a global average pooling and a linear layer may be written with beside views; sums with what does not depend on the map.
@@ -85,7 +85,7 @@ class _Tap(fx.Interpreter):
         self.at, self.map = next(node for node in traced.graph.nodes if node.name == at), None
 
     def run_node(self, node):
-        if any(word in str(node.target) for word in _SWITCHES):
+        if any(word in str(node.target) for word in SWITCHES):
             return None
         value = super().run_node(node)
         if node is self.at:

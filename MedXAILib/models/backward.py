@@ -18,7 +18,7 @@ from ..errors import MedXAIError
 from . import graph as graphs
 from .backward_rules import RECTIFIERS, CannotSend, Rules, Signal, pure
 
-_SWITCHES = (
+SWITCHES = (
     "set_grad_enabled",
     "enter_autocast",
     "exit_autocast",
@@ -115,7 +115,7 @@ class Recording:
         if node.op == "get_attr":
             replaced = self.weights.get(node.target)
             return getattr(self.traced, node.target) if replaced is None else replaced
-        if any(word in str(node.target) for word in _SWITCHES):
+        if any(word in str(node.target) for word in SWITCHES):
             return None
         if node.op != "call_function" or not (graphs.operation(node) or node.target is operator.getitem):
             raise self._refusal(node, "it is not a plain operation")

@@ -135,16 +135,9 @@ class _Learned(Fill):
     def __init__(self, model, own: Prepared, prepared: Prepared):
         self.model, self.prepared = model, prepared
         self.image = own.x
-        shape = (1, -1, *(1,) * len(prepared.shape))
-
-        def column(values):
-            return torch.tensor(values, device=own.x.device, dtype=torch.float32).reshape(shape)
-
-        pairs = list(zip(own.intensity, prepared.intensity))
-        self._scale = column([b.scale / a.scale for a, b in pairs])
-        self._offset = column([b.offset - a.offset * b.scale / a.scale for a, b in pairs])
-        self._low = column([-torch.inf if b.low is None else b.low for _, b in pairs])
-        self._high = column([torch.inf if b.high is None else b.high for _, b in pairs])
+        units = [mine.to(other) for mine, other in zip(own.intensity, prepared.intensity)]  # one row a channel
+        units = torch.tensor(units, device=own.x.device).T.reshape(4, 1, -1, *(1,) * len(prepared.shape))
+        self._scale, self._offset, self._low, self._high = units
 
     def fill(self, hole):
         image = self.image.expand(len(hole), *self.image.shape[1:])

@@ -45,6 +45,12 @@ class Frozen:
         """A change in network units as a change in the volume's units; the array itself where the scale is 1."""
         return change if self.scale == 1.0 else change / np.float32(self.scale)
 
+    def to(self, other: Frozen) -> tuple[float, float, float, float]:
+        """Factor, offset, least and largest value by which these network units become those of another network."""
+        factor = other.scale / self.scale
+        low, high = (-math.inf if other.low is None else other.low), (math.inf if other.high is None else other.high)
+        return factor, other.offset - self.offset * factor, low, high
+
     def record(self) -> dict:
         """Plain values, for the provenance."""
         return {name: value for name, value in asdict(self).items() if value is not None}

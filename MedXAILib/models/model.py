@@ -92,6 +92,10 @@ class Model:
                 f"'{self.package.name}' takes {len(about.channels)} channel(s) in {about.spatial_dims}-D, not an array of shape "
                 f"{tuple(x.shape)}; give it one volume per channel."
             )
+        if len(x) > 1 and isinstance(
+            self.module, torch.fx.GraphModule
+        ):  # an exported program takes as many as it was exported with
+            return torch.cat([self.logits(one) for one in x.split(1)])
         try:
             with graphs.no_autocast(x.device):
                 output = self.module(x.clone())  # some networks change their input in place

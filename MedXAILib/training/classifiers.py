@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from ..errors import MedXAIError
 from ..evaluation.misclassified import misclassified_page
 from ..evaluation.resume import Log, resumable
-from ..explanation import Step
+from ..explanation import Step, part
 from ..files import check_new_folder, write_csv
 from ..models import load
 from .classification import images_of, train_classifier
@@ -26,7 +25,7 @@ from .classifier_judging import (
     random_weights,
 )
 from .labelled import LabelledCases, folder_images
-from .saving import command_of, finished, intensity_of, lift, part, write_figures
+from .saving import command_of, epoch_rows, finished, intensity_of, lift, write_figures
 from .settings import CLASSIFIERS, PAPER_CLASSIFIERS, ClassificationSettings
 
 EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
@@ -100,8 +99,7 @@ def _work(cases, partial, settings, command, log):
         for name, columns in one.items():
             for title, values in columns.items():
                 tables.setdefault(name, {}).setdefault(title, []).extend(values)
-    rows = {(row["network"], row["epoch"]): row for row in _rows(partial)}  # an epoch done again counts once
-    rows = list(rows.values())
+    rows = epoch_rows(partial / EPOCHS, "network")
     tables["epochs"] = {name: [row[name] for row in rows] for name in rows[0]}
     for name, columns in tables.items():
         write_csv(partial / f"{name}.csv", columns)
@@ -120,10 +118,6 @@ def _work(cases, partial, settings, command, log):
         "notes": cases.notes,
         "networks": found,
     }  # fmt: skip
-
-
-def _rows(partial):
-    return [json.loads(line) for line in (partial / EPOCHS).read_bytes().splitlines()[1:]]
 
 
 def _judge(folder, cases, settings, network):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..explanation import Step, run
+from ..explanation import Step, part, run
 from ..files import check_new_folder, new_folder, write_csv
 from ..methods.ability import ability
 from ..models import load
 from ..settings import AbilitySettings
-from .saving import command_of, lift, part, write_figures
+from .saving import command_of, lift, write_figures
 from .segmentation import train
 from .settings import LEVELS, SegmentationSettings
 from .slices import Cases, folder_cases

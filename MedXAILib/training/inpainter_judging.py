@@ -23,10 +23,8 @@ from .inpainters import listed_images
 from .saving import write_figures
 from .settings import InpainterSettings
 
-BATCH, MEMORY = (
-    16,
-    2**30,
-)  # images that go through both networks at once, and the bytes that they may take in the inpainter
+BATCH = 16  # images that go through both networks at once, at most
+MEMORY = 2**30  # bytes that they may take in the inpainter
 
 
 @dataclass

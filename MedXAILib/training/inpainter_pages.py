@@ -6,20 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import MedXAIError
-
-
-def _figure(width, height):
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MedXAIError(
-            "The page needs matplotlib; install it with 'pip install matplotlib'.", kind="missing"
-        ) from None
-    figure = Figure(figsize=(width, height), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+from ..evaluation.figure import new_figure
 
 
 def examples_page(rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], title: str, path) -> None:
@@ -37,7 +24,7 @@ def examples_page(rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
     MedXAIError
         ``kind="missing"`` without matplotlib.
     """
-    figure = _figure(6.0, 2.0 * len(rows) + 0.6)
+    figure = new_figure(6.0, 2.0 * len(rows) + 0.6)
     for line, (name, image, hole, made) in zip(figure.subplots(len(rows), 3, squeeze=False), rows):
         low, high = float(image.min()), float(image.max())
         for ax, shown, told in zip(
@@ -76,7 +63,7 @@ def roc_page(curves: dict[str, list[tuple[np.ndarray, np.ndarray]]], told: dict[
     MedXAIError
         ``kind="missing"`` without matplotlib.
     """
-    figure = _figure(5.0, 5.2)
+    figure = new_figure(5.0, 5.2)
     ax, at = figure.subplots(), np.linspace(0, 1, 201)
     for name, draws in curves.items():
         color, words = CONDITIONS[name]

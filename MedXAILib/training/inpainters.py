@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Collection, Generator
@@ -17,15 +16,16 @@ import torch
 from ..errors import MedXAIError
 from ..evaluation.resume import Log, resumable
 from ..evaluation.statistics import estimate
-from ..explanation import Step
+from ..explanation import Step, part
 from ..files import check_new_folder, write_csv
+from ..models import load, prepare
 from ..package import Package, from_json
 from ..volume import Volume
 from .inpainter_pages import examples_page
 from .inpainting import Healthy, hole_errors, kept_back_case, train_inpainter
 from .inpainting_losses import FeatureLoss
 from .labelled import ENDINGS, SIDES, found_image, read_table, require_columns, table_of
-from .saving import command_of, finished, intensity_of, lift, new_network, part, write_figures
+from .saving import command_of, epoch_rows, finished, intensity_of, lift, write_figures
 from .settings import InpainterSettings
 
 EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
@@ -152,8 +152,6 @@ def _feature_model(settings, explained, trusted):
     """The network whose features count; refused where it is one of those to be explained."""
     if not settings.perceptual:
         return None
-    from ..models import load
-
     model = load(settings.perceptual, settings.device, trusted)
     for folder in explained:
         if Package.read(folder).sha256 == model.package.sha256:
@@ -336,13 +334,10 @@ def _work(images, partial, settings, command, log, feature_model, trusted, judge
     stop = 0.8 if judge else 0.95
     training = train_inpainter(*sides, package, whole, settings, shape, partial / ".state", log, features)
     yield from part(training, 0.02, stop)
-    rows = list(
-        {(row["phase"], row["epoch"]): row for row in _rows(partial)}.values()
-    )  # an epoch done again counts once
+    rows = epoch_rows(partial / EPOCHS, "phase")
     write_csv(partial / "epochs.csv", {name: [row[name] for row in rows] for name in rows[0]})
     yield Step(stop, "Judging on the images kept back")
-    about = Package.read(package)
-    module = _loaded(about, settings.device)
+    module = load(package, settings.device).module
     errors = hole_errors(module, sides[1], shape, settings)
     names = [one.name for one, b in zip(images.images, back) if b]
     _examples(module, sides[1], names, shape, settings, package / "examples.png", images.notes)
@@ -381,18 +376,6 @@ def _told(values) -> dict:
     return {"value": float(np.nanmean(values)), "low": one.low, "high": one.high, "n": one.n}
 
 
-def _rows(partial):
-    return [json.loads(line) for line in (partial / EPOCHS).read_bytes().splitlines()[1:]]
-
-
-def _loaded(package, device):
-    from safetensors.torch import load_file
-
-    module = new_network(package)
-    module.load_state_dict(load_file(package.weights_path))
-    return module.to(device).eval()
-
-
 def kept_back(images: list[HealthyImage], settings: InpainterSettings) -> np.ndarray:
     """Which images are kept back: whole groups in an order drawn with the seed until there are enough; where there is one group alone, images.
 
@@ -414,7 +397,6 @@ def kept_back(images: list[HealthyImage], settings: InpainterSettings) -> np.nda
 
 def _network_input(one: HealthyImage, about: dict, feature_model) -> Healthy:
     """The image (C, *spatial) in network units, and what makes the units of the network for features of them."""
-    from ..models import prepare
 
     def prepared(fields):
         package = from_json({"schema": 1, "sha256": "0" * 64} | fields, Path("."))
@@ -426,10 +408,7 @@ def _network_input(one: HealthyImage, about: dict, feature_model) -> Healthy:
         rule = feature_model.package.to_json()["input"]["intensity"]
         rule = rule[0] if isinstance(rule, list) else rule
         its = prepared(about | {"input": about["input"] | {"intensity": rule}}).intensity[0]
-        mine = own.intensity[0]
-        factor = its.scale / mine.scale
-        low, high = (limit if value is None else value for value, limit in ((its.low, -math.inf), (its.high, math.inf)))
-        units = torch.tensor([factor, its.offset - mine.offset * factor, low, high])
+        units = torch.tensor(own.intensity[0].to(its))
     return Healthy(own.x[0], units)
 
 

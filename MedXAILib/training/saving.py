@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
-from collections.abc import Generator, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MedXAIError
-from ..explanation import Step
 from ..files import plain
 from ..package import Package, write_package
 from ..settings import Settings, about
 from ..volume import Volume
-
-
-def part(steps: Generator[Step, None, object], start: float, stop: float) -> Generator[Step, None, object]:
-    """The steps of one part of the work, their fraction between ``start`` and ``stop``; ends with what it returns."""
-    with contextlib.closing(steps):
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                return end.value
-            yield replace(step, fraction=start + (stop - start) * step.fraction)
 
 
 def new_network(package: Package) -> nn.Module:
@@ -111,6 +97,12 @@ def read_state(path: Path, network: nn.Module, adam) -> dict:
 
 def _damaged(path):
     return MedXAIError(f"'{path}' is damaged; remove '{path.parent}' to train this network anew.")
+
+
+def epoch_rows(path: Path, of: str) -> list[dict]:
+    """The epochs in a log, each once: of one that was done again, by its number and what it is ``of`` (network, phase), the last."""
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()[1:]]
+    return list({(row[of], row["epoch"]): row for row in rows}.values())
 
 
 def finished(folder, name: str) -> int:

@@ -281,10 +281,10 @@ def test_a_region_that_is_no_more_than_any_other_does_not_pass():
     region[4:9, 4:9] = True
     fill = fallback("mean", prepared, organ, 0)
     fill.image = fill.image * 0  # what takes its place is darker everywhere
-    ask = Asking(model, 1, fill, prepared.x, organ, 4)
     with torch.no_grad():
         before = model.log_odds(model.logits(prepared.x), 1)
-    (drop,) = ask.drops(region[None, None], before)
+    ask = Asking(model, 1, before, fill, prepared.x, organ, 4)
+    (drop,) = ask.drops(region[None, None])
     check = finished(ask.elsewhere(region, drop, 0))
     assert (
         drop > 1
@@ -307,7 +307,7 @@ def test_a_region_that_has_nothing_to_do_with_it_does_not_carry_the_class():
     prepared = prepare(model, [image])
     organ, corner = torch.ones(32, 32, dtype=torch.bool), torch.zeros(32, 32, dtype=torch.bool)
     corner[0, 0] = True
-    ask = Asking(model, 1, fallback("mean", prepared, organ, 0), prepared.x, organ, 4)
+    ask = Asking(model, 1, None, fallback("mean", prepared, organ, 0), prepared.x, organ, 4)
     assert ask.complement(corner, 0 * prepared.x)["passed"] is False
     assert ask.complement(corner, prepared.x)["passed"] is None
     assert ask.complement(torch.from_numpy(lesion), 0 * prepared.x)["passed"] is True

@@ -13,6 +13,7 @@ import slicer
 from panel_testing import (
     Heartbeat,
     PanelCase,
+    Refusal,
     Stopwatch,
     clearScene,
     realPanel,
@@ -126,7 +127,7 @@ class CounterfactualCase(PanelCase):
         return [[table.item(row, n).text() for n in range(table.columnCount)] for row in range(table.rowCount)]
 
 
-class InputTest(CounterfactualCase):
+class InputTest(Refusal, CounterfactualCase):
     """Why the button can or cannot be pressed, and what is sent."""
 
     def test_everything_chosen_is_ready(self):
@@ -205,14 +206,6 @@ class InputTest(CounterfactualCase):
         self.panel.parameters.slice = ""
         self.choose(self.panel.annotation, self.segments(), "mass")
         self.assertEqual(self.control.reason, "")
-
-    def test_a_refusal_leaves_nothing(self):
-        self.worker.way = "error"
-        before = sceneState()
-        self.press()
-        self.assertTrue(waitFor(lambda: not self.control.state.active))
-        self.assertIn("this is its one sentence", self.control.statusLabel.text)
-        self.assertEqual(sceneState(), before)
 
 
 class ResultTest(CounterfactualCase):

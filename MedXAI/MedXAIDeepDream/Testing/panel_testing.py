@@ -276,3 +276,15 @@ class PanelCase(unittest.TestCase):
 
         self.assertTrue(waitFor(lambda: worker_session.client().environment.get("pid")))
         return worker_session.client().environment["pid"]
+
+
+class Refusal:
+    """For a `PanelCase` with ``press()``: what the worker refuses is said, and leaves nothing behind."""
+
+    def test_a_refusal_leaves_nothing(self):
+        self.worker.way = "error"
+        before = sceneState()
+        self.press()
+        self.assertTrue(waitFor(lambda: not self.control.state.active))
+        self.assertIn("this is its one sentence", self.control.statusLabel.text)
+        self.assertEqual(sceneState(), before)

@@ -10,7 +10,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "MedXAIDeepDream" /
 
 import numpy as np
 import slicer
-from panel_testing import Heartbeat, PanelCase, Stopwatch, clearScene, realPanel, sceneState, turn, waitFor, writeModel
+from panel_testing import (
+    Heartbeat,
+    PanelCase,
+    Refusal,
+    Stopwatch,
+    clearScene,
+    realPanel,
+    sceneState,
+    turn,
+    waitFor,
+    writeModel,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -74,7 +85,7 @@ class BackprojectCase(PanelCase):
         return [[table.item(row, n).text() for n in range(table.columnCount)] for row in range(table.rowCount)]
 
 
-class InputTest(BackprojectCase):
+class InputTest(Refusal, BackprojectCase):
     """Why the button can or cannot be pressed, and what is sent."""
 
     def test_everything_chosen_is_ready(self):
@@ -122,14 +133,6 @@ class InputTest(BackprojectCase):
         self.assertEqual(np.flatnonzero(kept.any((1, 2))).tolist(), [9])
         self.results.strip.setCurrentRow(2)
         self.assertEqual(self.foreground().GetImageData().GetDimensions(), (40, 32, 1))
-
-    def test_a_refusal_leaves_nothing(self):
-        self.worker.way = "error"
-        before = sceneState()
-        self.press()
-        self.assertTrue(waitFor(lambda: not self.control.state.active))
-        self.assertIn("this is its one sentence", self.control.statusLabel.text)
-        self.assertEqual(sceneState(), before)
 
 
 class ResultTest(BackprojectCase):

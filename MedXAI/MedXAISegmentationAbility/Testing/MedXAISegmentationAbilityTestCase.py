@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "MedXAIDeepDream" /
 import numpy as np
 import slicer
 import vtk
-from panel_testing import Heartbeat, PanelCase, Stopwatch, realPanel, sceneState, turn, waitFor, writeModel
+from panel_testing import Heartbeat, PanelCase, Refusal, Stopwatch, realPanel, sceneState, turn, waitFor, writeModel
 
 
 class AbilityCase(PanelCase):
@@ -57,7 +57,7 @@ class AbilityCase(PanelCase):
         return [widget.item(row, n).text() for row in range(widget.rowCount)]
 
 
-class InputTest(AbilityCase):
+class InputTest(Refusal, AbilityCase):
     """Why the button can or cannot be pressed, and what is sent."""
 
     def test_everything_chosen_is_ready(self):
@@ -98,14 +98,6 @@ class InputTest(AbilityCase):
         self.assertIn("looks at slices", self.control.reason)
         self.panel.parameters.slice = "all"
         self.assertEqual(self.control.reason, "")
-
-    def test_a_refusal_leaves_nothing(self):
-        self.worker.way = "error"
-        before = sceneState()
-        self.press()
-        self.assertTrue(waitFor(lambda: not self.control.state.active))
-        self.assertIn("this is its one sentence", self.control.statusLabel.text)
-        self.assertEqual(sceneState(), before)
 
 
 class ResultTest(AbilityCase):
