@@ -66,6 +66,12 @@ def check_new_folder(folder) -> None:
         raise MedXAIError(f"The output folder '{folder}' cannot be made: '{parent}' cannot be written to.")
 
 
+def partial_of(folder) -> Path:
+    """Where a work that outlives a stop keeps what is finished, until ``folder`` is complete."""
+    folder = Path(folder).absolute()
+    return folder.with_name(f".{folder.name}.partial")
+
+
 def disk_error(error: OSError, where) -> MedXAIError:
     """An operating-system error in words a person can act on."""
     full = (

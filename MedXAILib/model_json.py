@@ -14,6 +14,7 @@ from .package import (
     PROGRAM_SUFFIXES,
     STATE_SUFFIXES,
     TASKS,
+    Explains,
     Input,
     Intensity,
     Network,
@@ -76,6 +77,18 @@ class _Fields:
             raise self.wrong(name, "text")
         return value
 
+    def digest(self, name) -> str:
+        value = self.values[name]
+        if not isinstance(value, str) or len(value) != 64 or set(value.lower()) - set("0123456789abcdef"):
+            raise self.wrong(name, "the SHA-256 of the weights in 64 hexadecimal digits")
+        return value.lower()
+
+    def pair(self, name) -> tuple[float, float]:
+        value = self.values[name]
+        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_number, value)) or value[0] > value[1]:
+            raise self.wrong(name, "two numbers, the smaller one first")
+        return tuple(map(float, value))
+
     def choice(self, name, choices) -> str:
         value = self.values[name]
         if not isinstance(value, str) or value not in choices:
@@ -126,14 +139,16 @@ def package_of(values: dict, folder: Path) -> Package:
         )
     optional = ("description", "license", "source", "citation", "terminology")
     required = ("schema", "name", "task", "weights", "sha256", "input", "output")
-    top = _Fields(values, "the model", required, (*optional, "network"))
+    top = _Fields(values, "the model", required, (*optional, "network", "explains"))
     if isinstance(values["schema"], bool):
         raise top.wrong("schema", "1")
     task = top.choice("task", TASKS)
+    if (task == "explanation") != ("explains" in values):
+        raise MedXAIError(
+            "In model.json, a model of the task explanation, and no other, has the field 'explains'; correct one of both."
+        )
     weights = weights_name(values["weights"])
-    digest = values["sha256"]
-    if not isinstance(digest, str) or len(digest) != 64 or set(digest.lower()) - set("0123456789abcdef"):
-        raise top.wrong("sha256", "the SHA-256 of the weights in 64 hexadecimal digits")
+    digest = top.digest("sha256")
     for name in optional:
         if name == "terminology" and isinstance(values.get(name), (dict, list)):
             continue
@@ -160,10 +175,11 @@ def package_of(values: dict, folder: Path) -> Package:
         name=top.text("name"),
         task=task,
         weights=weights,
-        sha256=digest.lower(),
+        sha256=digest,
         network=network,
         input=_input(values["input"]),
         output=_output(values["output"]),
+        explains=_explains(values["explains"]) if task == "explanation" else None,
         about={name: values[name] for name in optional if values.get(name) is not None},
     )
 
@@ -277,6 +293,16 @@ def _output(values) -> Output:
     if key is not None and (isinstance(key, bool) or not isinstance(key, (str, int))):
         raise part.wrong("key", "a name or a whole number")
     return Output(labels, activation, key)
+
+
+def _explains(values) -> Explains:
+    part = _Fields(values, "'explains'", ("sha256", "name", "positive", "negative", "data_range", "mean", "sd"))
+    if part.number("data_range") <= 0:
+        raise part.wrong("data_range", "a positive number")
+    return Explains(
+        part.digest("sha256"), part.text("name"), part.text("positive"), part.text("negative"), part.number("data_range"), part.pair("mean"),
+        part.pair("sd"),
+    )  # fmt: skip
 
 
 def _is_number(value) -> bool:

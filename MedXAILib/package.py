@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import MedXAIError
 
-TASKS = ("segmentation", "classification", "inpainting")
+TASKS = ("segmentation", "classification", "inpainting", "explanation")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 FITS = ("resize", "pad", "window")
 #: Weights that are data, and weights that are programs.
@@ -77,6 +77,19 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Explains:
+    """Of a package of task ``explanation``: which classifier it was trained for, and towards which of its classes."""
+
+    sha256: str  # of the classifier's weights
+    name: str  # of the classifier
+    positive: str
+    negative: str  # ``not LABEL`` where each label stands for itself
+    data_range: float  # of the training images in network units, for SSIM
+    mean: tuple[float, float]  # 1st and 99th percentile over the training images of their mean, in network units
+    sd: tuple[float, float]  # the same of their standard deviation
+
+
+@dataclass(frozen=True)
 class Package:
     """A model folder, validated.
 
@@ -95,6 +108,7 @@ class Package:
     output: Output
     about: dict = field(default_factory=dict)  # description, license, source, citation, terminology
     bundle: bool = False
+    explains: Explains | None = None  # of task ``explanation``
 
     @classmethod
     def read(cls, folder) -> Package:
@@ -176,6 +190,8 @@ class Package:
         result["output"] = {"labels": list(self.output.labels), "activation": self.output.activation}
         if self.output.key is not None:
             result["output"]["key"] = self.output.key
+        if self.explains is not None:
+            result["explains"] = dataclasses.asdict(self.explains)
         return result | self.about
 
     def write(self, folder, weights: Path | Callable[[Path], None] | None = None) -> Package:

@@ -400,9 +400,37 @@ class CounterfactualSettings(Settings):
     device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
 
 
+@dataclass(frozen=True)
+class CycleSettings(Settings):
+    """Settings of `cycle` (Katzmann et al. 2021, section 2.6)."""
+
+    label: str = setting(
+        "", "The class that counts as positive, by name; empty: the one the explainer was trained with."
+    )
+    explainer: str = setting(
+        "", "Folder of an explainer of this very model (made by 'medxai train cycle'); empty: the one beside the model folder."
+    )  # fmt: skip
+    center_ras: tuple[float, float, float] | None = setting(
+        None, "Middle of the patch that is looked at, as a RAS point; by default the middle of the segment, or the whole image.", unit="mm",
+        title="Center (RAS)",
+    )  # fmt: skip
+    slice: str = setting(
+        "", "For 2-D networks: the slice, such as axial:57 or k:57, or all; by default the one through the center or segment."
+    )  # fmt: skip
+    overlap: float = setting(
+        0.5, "Images larger than the patch: how far neighbouring windows overlap.", low=0, high=0.9, decimals=2, increment=0.05, advanced=True
+    )  # fmt: skip
+    cycle_check: bool = setting(
+        False, "Also send G⁺(x) through G⁻ and the other way round, and tell how far x comes back; doubles the time.", title="Cycle check",
+        advanced=True,
+    )  # fmt: skip
+    device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
+
+
 METHODS = {
     "dream": DreamSettings,
     "ability": AbilitySettings,
     "backproject": BackprojectSettings,
     "counterfactual": CounterfactualSettings,
+    "cycle": CycleSettings,
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import MedXAIError
 from ..explanation import Step, part
-from ..files import check_new_folder, disk_error, plain
+from ..files import check_new_folder, disk_error, partial_of, plain
 
 
 @contextlib.contextmanager
@@ -23,8 +23,7 @@ def resumable(folder):
         When the folder exists already, cannot be made, or the disk is full (``kind="disk"``; what is finished stays).
     """
     check_new_folder(folder)
-    folder = Path(folder).absolute()
-    partial = folder.with_name(f".{folder.name}.partial")
+    folder, partial = Path(folder).absolute(), partial_of(folder)
     made = [one for one in (partial, *partial.parents) if not one.exists()]
     try:
         partial.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MedXAIError
-from ..files import plain
+from ..files import partial_of, plain
 from ..package import Package, write_package
 from ..settings import Settings, about
 from ..volume import Volume
@@ -107,8 +107,7 @@ def epoch_rows(path: Path, of: str) -> list[dict]:
 
 def finished(folder, name: str) -> int:
     """Finished epochs in the log ``name`` of a training that was stopped before ``folder`` was complete."""
-    path = Path(folder).absolute()
-    path = path.with_name(f".{path.name}.partial") / name
+    path = partial_of(folder) / name
     return max(0, len(path.read_bytes().splitlines()) - 1) if path.exists() else 0
 
 
