@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
-from .errors import MedXAIError
+from .errors import MedXAIError, nearest
 
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg")
 _MASK_WORDS = ("_mask", "_seg", "_segmentation", "_label", "_labels", "-mask", "-seg", "-label")
 _MASK_NAMES = ("mask", "seg", "segmentation", "label", "labels")
 _MASK_FOLDERS = ("masks", "labels", "segmentations")
+#: Of images that have a class (`listed_images`, training).
+ENDINGS = (".png", ".jpg", ".jpeg", ".nrrd", ".nhdr", ".nii.gz", ".nii", ".mha", ".mhd", ".dcm", ".ima")
+SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 
 LAYOUTS = (
     "NAME.nii.gz beside NAME_mask.nii.gz (or _seg, _label; NAME_image also names the image),"
@@ -85,3 +89,45 @@ def _across(folder):
 def _named(folder):
     files = {stem.lower(): path for stem, path in _files(folder).items()}
     return files.get("image"), next((files[name] for name in _MASK_NAMES if name in files), None)
+
+
+# ---- images with a class ---------------------------------------------------------------------------------------------
+
+
+def table_of(folder: Path, given: str) -> Path | None:
+    """The table of the images in a folder: the one that was given, here or in the folder, or its ``labels.csv``; None without."""
+    table = Path(given) if given else folder / "labels.csv"
+    if given and not table.is_file():
+        if not (folder / given).is_file():
+            raise MedXAIError(f"There is no table '{given}', here or in '{folder}'.")
+        table = folder / given
+    return table if table.is_file() else None
+
+
+def read_table(table: Path) -> tuple[list[dict], list[str]]:
+    """Rows and column names of a table of images (CSV)."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            return list(reader), list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MedXAIError(f"The table '{table}' cannot be read ({error}); save it as CSV in UTF-8.") from None
+
+
+def require_columns(table, columns: dict[str, str], names) -> None:
+    """Refuse a column, by what it is for, that the table does not have; an empty one is not wanted."""
+    for what, column in columns.items():
+        if column and column not in names:
+            raise MedXAIError(
+                f"The table '{table}' has no column '{column}'{nearest(column, names)}; it has {', '.join(names)} (--{what}-column)."
+            )
+
+
+def found_image(folder: Path, image: str) -> Path | None:
+    """The file that a table means; None where there is none."""
+    for place in (folder, folder / "images"):
+        for ending in ("", *ENDINGS):
+            path = place / (image + ending)
+            if image and path.is_file():
+                return path
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import MedXAIError, nearest
+from ..cases import ENDINGS, SIDES, found_image, read_table, require_columns, table_of
+from ..errors import MedXAIError
 from ..explanation import Step
 from ..volume import Volume
 from .settings import ClassificationSettings
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".nrrd", ".nhdr", ".nii.gz", ".nii", ".mha", ".mhd", ".dcm", ".ima")
 _PLAIN = (".png", ".jpg", ".jpeg", ".dcm", ".ima")  # pictures and radiographs: used as they are
-SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 
 
 @dataclass
@@ -183,35 +181,6 @@ def _listed(folder: Path, settings):
     return listed, {}, []
 
 
-def table_of(folder: Path, given: str) -> Path | None:
-    """The table of the images in a folder: the one that was given, here or in the folder, or its ``labels.csv``; None without."""
-    table = Path(given) if given else folder / "labels.csv"
-    if given and not table.is_file():
-        if not (folder / given).is_file():
-            raise MedXAIError(f"There is no table '{given}', here or in '{folder}'.")
-        table = folder / given
-    return table if table.is_file() else None
-
-
-def read_table(table: Path) -> tuple[list[dict], list[str]]:
-    """Rows and column names of a table of images (CSV)."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            return list(reader), list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MedXAIError(f"The table '{table}' cannot be read ({error}); save it as CSV in UTF-8.") from None
-
-
-def require_columns(table, columns: dict[str, str], names) -> None:
-    """Refuse a column, by what it is for, that the table does not have; an empty one is not wanted."""
-    for what, column in columns.items():
-        if column and column not in names:
-            raise MedXAIError(
-                f"The table '{table}' has no column '{column}'{nearest(column, names)}; it has {', '.join(names)} (--{what}-column)."
-            )
-
-
 def _from_table(folder, table, settings):
     rows, names = read_table(table)
     group = settings.group_column or ("patient_id" if "patient_id" in names else "")
@@ -247,13 +216,3 @@ def _from_table(folder, table, settings):
     listed.sort(key=lambda one: one["name"])
     notes = [] if columns["group"] else ["The table names no patients (--group-column), so one may be on both sides of the split."]  # fmt: skip
     return listed, skipped, notes
-
-
-def found_image(folder: Path, image: str) -> Path | None:
-    """The file that a table means; None where there is none."""
-    for place in (folder, folder / "images"):
-        for ending in ("", *ENDINGS):
-            path = place / (image + ending)
-            if image and path.is_file():
-                return path
-    return None
