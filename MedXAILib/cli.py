@@ -105,6 +105,7 @@ def _method_parser(commands, name, cls):
         "ability": "how well each layer and unit of a segmentation network separates the object from the background",
         "backproject": "where the strongest filters of a classifier look: their activation maps sent back to the image",
         "counterfactual": "the smallest region whose inpainting removes the class that a classifier sees, and the image without it",
+        "cycle": "the image as it would look as either class of a classifier, made by an explainer trained for it, and their difference",
     }
     parser = commands.add_parser(name, help=titles[name], description=titles[name])
     parser.add_argument("--model", required=True, type=Path, help="model folder (with model.json)")
@@ -112,12 +113,16 @@ def _method_parser(commands, name, cls):
     inputs.add_argument(
         "--volume", type=Path, action="append", help="image file or DICOM folder; once per channel of the network"
     )
-    if name in ("ability", "counterfactual"):
+    if name in ("ability", "counterfactual", "cycle"):
+        cases = "labelled images" if name == "cycle" else "image and mask pairs"
         inputs.add_argument(
-            "--cohort", type=Path, metavar="FOLDER", help="a study of all image and mask pairs in a folder: see the README"
+            "--cohort", type=Path, metavar="FOLDER", help=f"a study of all {cases} in a folder: see the README"
         )  # fmt: skip
     what = "file with segments" + (
-        ": landmarks, all of them unless --segment names one" if name == "backproject" else ""
+        {
+            "backproject": ": landmarks, all of them unless --segment names one",
+            "cycle": ": the patch is laid around --segment",
+        }.get(name, "")
     )
     parser.add_argument("--segmentation", type=Path, help=what)
     parser.add_argument("--segment", help="name, or label value, of one of its segments")
@@ -205,7 +210,12 @@ def _features_parser(commands):
 
 
 def _train_parser(commands):
-    from .training.settings import ClassificationSettings, InpainterSettings, SegmentationSettings
+    from .training.settings import (
+        ClassificationSettings,
+        CycleTrainingSettings,
+        InpainterSettings,
+        SegmentationSettings,
+    )
 
     train = commands.add_parser("train", help="train networks").add_subparsers(
         dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
@@ -249,6 +259,22 @@ def _train_parser(commands):
     inpainter.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     _add_settings(inpainter.add_argument_group("settings"), InpainterSettings)
     inpainter.set_defaults(call=_train_inpainter, parser=inpainter)
+    about = "an explainer of a classifier, for cycle: the two generators of Katzmann et al. 2021"
+    cycle = train.add_parser("cycle", help=about, description=about)
+    cycle.add_argument(
+        "folder", type=Path, help="images, or images with a table (labels.csv); no class of theirs is used"
+    )
+    cycle.add_argument("--model", type=Path, required=True, help="the classifier (model folder)")
+    cycle.add_argument(
+        "--output", type=Path, help="a new folder: the explainer; a training that was stopped goes on [beside the model: NAME-cycle]"
+    )  # fmt: skip
+    cycle.add_argument("--finish", action="store_true", help="train no further: make the explainer of the best weights of a training that was stopped")  # fmt: skip
+    cycle.add_argument(
+        "--trust", nargs="?", const="", metavar="SHA256", help="run the classifier although it is a program (.ts, .pt2); with its SHA-256, only that one"
+    )  # fmt: skip
+    cycle.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    _add_settings(cycle.add_argument_group("settings"), CycleTrainingSettings)
+    cycle.set_defaults(call=_train_cycle, parser=cycle)
 
 
 def _method(options) -> int:
@@ -594,6 +620,24 @@ def _train_inpainter(options) -> int:
     for note in found["notes"]:
         print(f"  note: {note}")
     print(f"The model is in {options.output}.")
+    return DONE
+
+
+def _train_cycle(options) -> int:
+    from .models import load
+    from .training.cycles import beside, epochs_kept, train_cycle
+    from .training.settings import CycleTrainingSettings
+
+    wanted = _on_device(CycleTrainingSettings(**_given(options, CycleTrainingSettings)))
+    output = options.output or beside(options.model)
+    progress = _Progress(options.json)
+    model = load(options.model, wanted.device, _trusted(options, options.model))
+    try:
+        explanation = progress.drive(train_cycle(model, options.folder, output, wanted, options.finish))
+    except KeyboardInterrupt:
+        return _stopped(epochs_kept(output))
+    progress.end()
+    _tell(explanation, output, False, options.json)
     return DONE
 
 

@@ -15,7 +15,7 @@ class _Registry(dict):
         return self[name]
 
 
-_WHERE = {"dream": "dream", "ability": "ability", "backproject": "backproject", "counterfactual": "counterfactual"}
+_WHERE = {name: name for name in ("dream", "ability", "backproject", "counterfactual", "cycle")}
 REGISTRY = _Registry()
 
 
@@ -23,7 +23,7 @@ def explain(method: str, model, volumes, settings, segments=()):
     """The steps of a method by name, with the segments it was given.
 
     Landmarks for ``backproject``; for ``counterfactual`` each says in its attribute ``role`` whether it is the organ, the annotation (also without a role)
-    or the start; one at most for the others.
+    or the start; one at most for the others (for ``cycle`` the lesion).
     """
     if method == "backproject":
         return REGISTRY[method](model, volumes, settings, tuple(segments))

@@ -198,5 +198,44 @@ class DeeperBNCNN(_Classifier):
     normalised = True
 
 
+class StridedCNN(nn.Module):
+    """The classifier of Katzmann et al. 2021 (section 3.2): four strided convolutions, flattened, one fully connected layer to the logits.
+
+    Parameters
+    ----------
+    spatial_dims : int
+        2 or 3.
+    in_channels, out_channels : int
+        Channels of the image, and classes.
+    size : int
+        Edge of the image; the fully connected layer depends on it. 64 in the paper.
+    width : float
+        Factor for the number of filters, at least 4 of each; 1 is the paper's 32, 64, 128 and 256.
+
+    Notes
+    -----
+    Input (N, in_channels, *spatial) with ``size`` along each axis, output (N, out_channels): logits, without the paper's softmax. The strides are 1, 2, 2
+    and 2. Left open by the paper, and here it is: kernels of 3 with zero padding of 1, and no bias before the batch normalisation.
+    """
+
+    filters = (32, 64, 128, 256)
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, size: int = 64, width: float = 1.0):
+        super().__init__()
+        parts, channels, edge = [], in_channels, size
+        for level, count in enumerate(self.filters):
+            stride, count = 2 if level else 1, _scaled(count, width)
+            parts.append(_CONV[spatial_dims](channels, count, 3, stride=stride, padding=1, bias=False))
+            parts += [_NORM[spatial_dims](count), nn.ReLU(inplace=True)]
+            channels, edge = count, -(-edge // stride)
+        self.features = nn.Sequential(*parts)
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(channels * edge**spatial_dims, out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
 #: The classes that a package may name.
-NETWORKS = {cls.__name__: cls for cls in (PlainUNet, MeshNet, ShallowCNN, DeeperCNN, DeeperBNCNN, PartialUNet)}
+NETWORKS = {
+    cls.__name__: cls for cls in (PlainUNet, MeshNet, ShallowCNN, DeeperCNN, DeeperBNCNN, StridedCNN, PartialUNet)
+}

@@ -18,8 +18,8 @@ from ..files import check_new_folder, new_folder, write_csv
 from ..models.model import Model
 from ..volume import Volume, mask_on_grid
 from .holes import random_holes
+from .images import listed_images
 from .inpainter_pages import CONDITIONS, roc_page
-from .inpainters import listed_images
 from .saving import write_figures
 from .settings import InpainterSettings
 
@@ -94,7 +94,7 @@ def judge_inpainter(
     model = require_judges(classifier, findings, healthy, settings, trusted)
     label = model.label_index(settings.finding_label)
     filler = Inpainter(inpainter, settings.device)
-    well, skipped, notes = listed_images(Path(healthy), settings, "test")
+    well, skipped, notes = listed_images(Path(healthy), settings, model.package.input.spatial_dims, "test")
     listed, found = [*pairs(findings), *((name, path, None) for name, path, _ in well)], []
     with model.frozen():
         for number, (name, image, mask) in enumerate(listed):
@@ -138,7 +138,7 @@ def require_judges(classifier, findings, healthy, settings: InpainterSettings, t
     pairs(findings)
     if not Path(healthy).is_dir():
         raise MedXAIError(f"There is no folder '{healthy}'; give the folder that holds images without finding.")
-    listed_images(Path(healthy), settings, "test")
+    listed_images(Path(healthy), settings, model.package.input.spatial_dims, "test")
     return model
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections.abc import Collection, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,46 +19,20 @@ from ..explanation import Step, part
 from ..files import check_new_folder, write_csv
 from ..models import load, prepare
 from ..package import Package, from_json
-from ..volume import Volume
+from .images import Image, Images, kept_back, read_images, require_enough
 from .inpainter_pages import examples_page
 from .inpainting import Healthy, hole_errors, kept_back_case, train_inpainter
 from .inpainting_losses import FeatureLoss
-from .labelled import ENDINGS, SIDES, found_image, read_table, require_columns, table_of
 from .saving import command_of, epoch_rows, finished, intensity_of, lift, write_figures
 from .settings import InpainterSettings
 
 EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
-FEWEST = 8  # images, those kept back included
+KIND = "an inpainter"
 EXAMPLES = 6
 POLICY = {
     False: "The weights are those after the last epoch; the images kept back were used for no choice.",
     True: "The weights are those with the smallest loss on the images kept back, so figures on these images flatter.",
 }
-_DICOM = (".dcm", ".ima")
-
-
-@dataclass
-class HealthyImage:
-    """One image, or a slice of one; images of one ``group`` (a patient, a volume) are kept back together."""
-
-    name: str
-    volume: Volume
-    slice: str = ""  # for 2-D networks, such as ``k:57``
-    group: str = ""
-
-
-@dataclass
-class HealthyImages:
-    """What an inpainter is trained on; ``skipped`` tells of each image that could not be used why."""
-
-    images: list[HealthyImage]
-    skipped: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    title: str = ""  # of the package; by default made of what it fits
-    channel: str = "image"  # what a package calls its input
-    orientation: str | None = None  # of the images, as a model package has it
-    license: str = ""  # of the package, where it is known
-    fingerprint: str = ""  # differs when the images do
 
 
 def train_folder(
@@ -79,7 +52,7 @@ def train_folder(
 
 
 def train_inpainters(
-    images: HealthyImages,
+    images: Images,
     folder,
     settings: InpainterSettings,
     command: str,
@@ -91,7 +64,7 @@ def train_inpainters(
 
     Parameters
     ----------
-    images : HealthyImages
+    images : Images
     folder : path
         New: the model package, with ``figures.json``, ``epochs.csv``, ``examples.png`` and, with ``judge``, ``roc.csv`` and ``roc.png``. A training
         that was stopped is kept in ``.NAME.partial`` beside it and gone on from.
@@ -171,155 +144,17 @@ def _dims(settings):
     return Package.read(settings.match).input.spatial_dims if settings.match else settings.dims
 
 
-# ---- the images ------------------------------------------------------------------------------------------------------
-
-
-def healthy_images(folder, settings: InpainterSettings) -> Generator[Step, None, HealthyImages]:
-    """Read the healthy images of a folder.
-
-    Parameters
-    ----------
-    folder : path
-        With images, at any depth; or with a table of them (``settings.table``, or ``labels.csv`` in it), whose rows ``where`` and ``split_column`` select.
-        For a 3-D network volumes (DICOM series: one folder each). For a 2-D network a volume of several slices gives each that is not constant.
-
-    Raises
-    ------
-    MedXAIError
-        When the folder, the table or its columns are missing, images are colour pictures, or fewer than `FEWEST` can be used. A bad image alone is
-        skipped, and told.
-    """
-    from .. import io
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise MedXAIError(f"There is no folder '{folder}'; give the folder that holds the healthy images.")
-    listed, skipped, notes = listed_images(folder, settings)
+def healthy_images(folder, settings: InpainterSettings) -> Generator[Step, None, Images]:
+    """`read_images` for an inpainter."""
     package = Package.read(settings.match) if settings.match else None
-    if package and len(package.input.channels) > 1:
-        raise MedXAIError(
-            f"'{package.name}' takes {len(package.input.channels)} channels, and an inpainter is trained on images of one; it can be explained with a fall-back."
-        )
-    dims, found, prints, colour, volumes = _dims(settings), [], [], [], []
-    for number, (name, path, group) in enumerate(listed):
-        if number % 16 == 0:
-            yield Step(number / len(listed), f"Image {number + 1} of {len(listed)}")
-        try:
-            volume = io.read_volume(path)
-            volume.require_finite()
-            some = _usable(name, volume, group, dims, package)
-            stat = path.stat()
-        except MedXAIError as error:
-            skipped[name] = error.message
-            if "colour picture" in error.message:
-                colour.append(name)
-            continue
-        except Exception as error:  # a damaged file is one image less, not the end
-            skipped[name] = f"{type(error).__name__}: {error}"
-            continue
-        found += some
-        volumes.append((path, volume))
-        prints.append((name, group, stat.st_size, stat.st_mtime_ns))
-    if colour:
-        raise MedXAIError(
-            f"{len(colour)} of the images are colour pictures (the first: {colour[0]}); save all of them as grey values."
-        )
-    _require_enough(found, skipped)
-    oriented = dims == 2 and all(not path.name.lower().endswith((".png", ".jpg", ".jpeg", *_DICOM)) for path, _ in volumes)  # fmt: skip
-    planes = {volume.patient_axes[2] for _, volume in volumes}
-    first = volumes[0][1].orientation
-    orientation = first[1] + first[0] if oriented and len(planes) == 1 else None
-    fingerprint = hashlib.sha256(repr(prints).encode()).hexdigest()
-    return HealthyImages(found, skipped, notes, orientation=orientation, fingerprint=fingerprint)
-
-
-def _require_enough(images, skipped):
-    if len(images) < FEWEST:
-        told = "".join(f" (the first skipped: {name}: {why})" for name, why in list(skipped.items())[:1])
-        raise MedXAIError(
-            f"{len(images)} images can be used{told}; an inpainter needs at least {FEWEST}, and hundreds to be any good."
-        )
-
-
-def _usable(name, volume, group, dims, package) -> list[HealthyImage]:
-    if dims == 3:
-        if 1 in volume.shape:
-            raise MedXAIError("it is one slice, and a 3-D inpainter takes volumes")
-        if volume.array.min() == volume.array.max():
-            raise MedXAIError("it has one value only")
-        return [HealthyImage(name, volume, "", group or name)]
-    from ..models.geometry import plane_axis
-
-    axis = plane_axis(package, volume) if package else 0
-    count = volume.shape[axis]
-    slices = np.moveaxis(volume.array, axis, 0).reshape(count, -1)
-    there = np.flatnonzero(slices.min(1) < slices.max(1))
-    if not len(there):
-        raise MedXAIError("it has one value only")
-    if count == 1:
-        return [HealthyImage(name, volume, "", group or name)]
-    return [HealthyImage(f"{name} {'kji'[axis]}:{k}", volume, f"{'kji'[axis]}:{k}", group or name) for k in there]
-
-
-def listed_images(folder: Path, settings: InpainterSettings, side: str = "train"):
-    """Name, path and group of each image of a folder; those of its table that have no file, with the reason; notes.
-
-    ``side``: of a table with ``split_column`` the rows with train, or with test.
-    """
-    table = table_of(folder, settings.table)
-    if table is not None:
-        return _from_table(folder, table, settings, side)
-    if side == "train" and (settings.where or settings.split_column or settings.group_column):
-        raise MedXAIError(f"'{folder}' has no table (labels.csv); --where, --split-column and --group-column name columns of one (--table).")  # fmt: skip
-    listed = {}
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder)
-        if path.name.lower().endswith(ENDINGS) and path.is_file() and not any(p.startswith(".") for p in inner.parts):
-            if _dims(settings) == 3 and path.name.lower().endswith(_DICOM):  # a series is one volume
-                path = path.parent
-            name = path.relative_to(folder).as_posix()
-            listed[name] = (name, path, "")
-    if not listed:
-        raise MedXAIError(f"'{folder}' holds no image; it takes {', '.join(ENDINGS[:6])}, … or a table (labels.csv, --table).")  # fmt: skip
-    return list(listed.values()), {}, []
-
-
-def _from_table(folder, table, settings, wanted_side):
-    rows, names = read_table(table)
-    group = settings.group_column or ("patient_id" if "patient_id" in names else "")
-    require_columns(table, {"image": settings.image_column, "split": settings.split_column, "group": group}, names)
-    wanted = [tuple(part.strip() for part in one.split("=", 1)) for one in settings.where]
-    for column, _ in wanted:
-        if column not in names:
-            raise MedXAIError(f"The table '{table}' has no column '{column}' (--where); it has {', '.join(names)}.")
-    chosen = [row for row in rows if all((row[column] or "").strip() == value for column, value in wanted)]
-    if settings.split_column:
-        sides = [(row[settings.split_column] or "").strip().lower() for row in chosen]
-        chosen = [row for row, side in zip(chosen, sides) if SIDES.get(side) == wanted_side]
-    if not chosen:
-        told = " and ".join(
-            [*settings.where, *([f"{settings.split_column}={wanted_side}"] if settings.split_column else [])]
-        )
-        raise MedXAIError(
-            f"No row of the table '{table}' has {told or 'an image'}; see its columns {', '.join(names)}."
-        )
-    listed, skipped = {}, {}
-    for row in chosen:
-        name = (row[settings.image_column] or "").strip()
-        path = found_image(folder, name)
-        if path is None:
-            skipped[name] = "there is no such file"
-        else:
-            listed.setdefault(path, (name, path, (row[group] or "").strip() if group else ""))
-    notes = [] if settings.where else [f"Every row of {table.name} was taken for healthy (--where selects rows)."]
-    return sorted(listed.values()), skipped, notes
+    return (yield from read_images(folder, settings, package, _dims(settings), KIND, "healthy"))
 
 
 # ---- the work --------------------------------------------------------------------------------------------------------
 
 
 def _work(images, partial, settings, command, log, feature_model, trusted, judge):
-    _require_enough(images.images, images.skipped)
+    require_enough(images.images, images.skipped, KIND)
     volumes = {id(one.volume): one.volume for one in images.images}.values()
     back = kept_back(images.images, settings)
     begun = fields(images, settings, command, volumes)
@@ -376,26 +211,7 @@ def _told(values) -> dict:
     return {"value": float(np.nanmean(values)), "low": one.low, "high": one.high, "n": one.n}
 
 
-def kept_back(images: list[HealthyImage], settings: InpainterSettings) -> np.ndarray:
-    """Which images are kept back: whole groups in an order drawn with the seed until there are enough; where there is one group alone, images.
-
-    Returns
-    -------
-    ndarray of bool, one per image
-    """
-    groups = np.array([one.group or f"\0{n}" for n, one in enumerate(images)])
-    if len(np.unique(groups)) == 1:
-        groups = np.arange(len(images))
-    names, counts = np.unique(groups, return_counts=True)
-    wanted, chosen = max(1, round(settings.validation_share * len(images))), []
-    for n in np.random.default_rng([settings.seed, 2]).permutation(len(names))[:-1]:  # one stays to train on
-        if counts[np.isin(names, chosen)].sum() >= wanted:
-            break
-        chosen.append(names[n])
-    return np.isin(groups, chosen)
-
-
-def _network_input(one: HealthyImage, about: dict, feature_model) -> Healthy:
+def _network_input(one: Image, about: dict, feature_model) -> Healthy:
     """The image (C, *spatial) in network units, and what makes the units of the network for features of them."""
 
     def prepared(fields):
@@ -412,7 +228,7 @@ def _network_input(one: HealthyImage, about: dict, feature_model) -> Healthy:
     return Healthy(own.x[0], units)
 
 
-def shape_of(images: HealthyImages, made: list[Healthy], settings: InpainterSettings, about: dict) -> tuple[int, ...]:
+def shape_of(images: Images, made: list[Healthy], settings: InpainterSettings, about: dict) -> tuple[int, ...]:
     """Spatial shape of what the network sees: the images', or that of patches; refused where images that are not resized have several."""
     shapes = [tuple(one.x.shape[1:]) for one in made]
     smallest = tuple(min(axis) for axis in zip(*shapes))
@@ -440,9 +256,7 @@ def levels_of(shape, settings: InpainterSettings) -> int:
     return settings.levels or most
 
 
-def fields(
-    images: HealthyImages, settings: InpainterSettings, command: str, volumes, shape=None, count: int = 0
-) -> dict:
+def fields(images: Images, settings: InpainterSettings, command: str, volumes, shape=None, count: int = 0) -> dict:
     """What ``model.json`` of an inpainter holds, trained on ``count`` images; before ``shape`` is known, enough to prepare images."""
     match = Package.read(settings.match) if settings.match else None
     if match:

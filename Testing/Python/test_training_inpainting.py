@@ -17,8 +17,9 @@ from MedXAILib.models import load
 from MedXAILib.models.networks import NETWORKS
 from MedXAILib.package import Package, write_package
 from MedXAILib.training.holes import _cluster, blocks, random_holes
+from MedXAILib.training.images import kept_back
 from MedXAILib.training.inpainter_judging import auc, components, covered, judge_inpainter, roc
-from MedXAILib.training.inpainters import epochs_kept, healthy_images, kept_back, levels_of, train_folder
+from MedXAILib.training.inpainters import epochs_kept, healthy_images, levels_of, train_folder
 from MedXAILib.training.inpainting import Healthy, train_inpainter
 from MedXAILib.training.inpainting_losses import FeatureLoss, dilated, gram, inpainting_losses, weighted
 from MedXAILib.training.settings import InpainterSettings

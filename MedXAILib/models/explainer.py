@@ -1,0 +1,121 @@
+"""A trained pair of generators, and the classifier it belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import MedXAIError
+from ..package import Package
+from .generators import GeneratorPair
+from .loading import load
+
+TASK = "explanation"
+
+
+class Explainer:
+    """A loaded explainer.
+
+    Parameters
+    ----------
+    folder : path
+        A package of task ``explanation``, made by `medxai train cycle`.
+    device : str
+        As `load` takes it.
+
+    Raises
+    ------
+    MedXAIError
+        When the package is none of an explainer.
+    """
+
+    def __init__(self, folder, device: str = "auto"):
+        try:
+            self.model = load(folder, device)
+        except MedXAIError as error:
+            raise MedXAIError(f"The explainer cannot be used: {error.message}", error.kind, error.hint) from error
+        self.package = self.model.package
+        if self.package.task != TASK or not isinstance(self.model.module, GeneratorPair):
+            raise MedXAIError(
+                f"'{self.package.name}' is a {self.package.task} network, not an explainer; choose one made by 'medxai train cycle'."
+            )
+        self.explains = self.package.explains
+        dims = self.package.input.spatial_dims
+        if self.model.device.type == "cpu":  # in this layout its convolutions are about twice as fast
+            self.model.module.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
+
+    def bind(self, classifier) -> Pair:
+        """This explainer for the classifier it was trained for.
+
+        Raises
+        ------
+        MedXAIError
+            When it was trained for another one, by its SHA-256.
+        """
+        package, about = classifier.package, self.explains
+        if about.sha256 != package.sha256:
+            raise MedXAIError(
+                f"The explainer '{self.package.name}' was trained for '{about.name}' (SHA-256 {about.sha256[:12]}…), not for '{package.name}' "
+                f"({package.sha256[:12]}…); train one for it (medxai train cycle)."
+            )
+        return Pair(self.model, classifier, about)
+
+    def record(self) -> dict:
+        """What an explanation's provenance says of it."""
+        return {"name": self.package.name, "sha256": self.package.sha256}
+
+
+class Pair:
+    """The generators of a classifier.
+
+    Attributes
+    ----------
+    positive : int
+        The positive class among the classifier's labels.
+    negative : int or None
+        The negative one; None: not the positive one.
+    """
+
+    def __init__(self, model, classifier, about):
+        self._module, self.about = model.module, about
+        self.positive = classifier.label_index(about.positive)
+        self.negative = classifier.label_index(about.negative) if about.negative in classifier.labels else None
+
+    def images(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """G⁺(x) and G⁻(x), one pass of each generator; (N, C, *spatial) in the classifier's network units, never clamped."""
+        with torch.no_grad():
+            return self._module.positive(x), self._module.negative(x)
+
+    def back(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        """G⁻ of G⁺(x), and G⁺ of G⁻(x): for ideal generators x, both."""
+        with torch.no_grad():
+            return self._module.negative(positive), self._module.positive(negative)
+
+
+def find_explainer(folder, sha256: str) -> Path:
+    """The explainer of a model that lies beside its folder.
+
+    Raises
+    ------
+    MedXAIError
+        When there is none, or more than one.
+    """
+    found = []
+    for path in sorted(Path(folder).absolute().parent.glob("*/model.json")):
+        try:
+            package = Package.read(path.parent)
+        except MedXAIError:
+            continue
+        if package.explains is not None and package.explains.sha256 == sha256:
+            found.append(path.parent)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise MedXAIError(
+            f"{len(found)} explainers of this model lie beside it ({', '.join(one.name for one in found)}); name one (--explainer)."
+        )
+    raise MedXAIError(
+        f"No explainer of this model lies beside '{Path(folder).name}'; train one (medxai train cycle FOLDER --model {Path(folder).name}) or name its folder (--explainer)."
+    )
