@@ -76,10 +76,13 @@ class Pair:
         The positive class among the classifier's labels.
     negative : int or None
         The negative one; None: not the positive one.
+    filters : int
+        Of the generators' widest layers.
     """
 
     def __init__(self, model, classifier, about):
         self._module, self.about = model.module, about
+        self.filters = model.module.positive.encoder.stages[0][0].out_channels
         self.positive = classifier.label_index(about.positive)
         self.negative = classifier.label_index(about.negative) if about.negative in classifier.labels else None
 
@@ -92,6 +95,28 @@ class Pair:
         """G⁻ of G⁺(x), and G⁺ of G⁻(x): for ideal generators x, both."""
         with torch.no_grad():
             return self._module.negative(positive), self._module.positive(negative)
+
+
+def pair_of(classifier, folder) -> tuple[Pair, dict]:
+    """The generators in a folder (empty: the one beside the model) bound to a classifier, and their record; loaded once for each version of the file.
+
+    Raises
+    ------
+    MedXAIError
+        As `Explainer`, `Explainer.bind` and `find_explainer`.
+    """
+    folder = Path(folder) if folder else find_explainer(classifier.package.folder, classifier.package.sha256)
+    kept = classifier.companions
+    try:
+        files = [(path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.iterdir())]
+    except OSError:
+        files = []
+    key = str(folder.absolute()), tuple(files)
+    if key not in kept:
+        explainer = Explainer(folder, str(classifier.device))
+        kept.clear()
+        kept[key] = explainer.bind(classifier), explainer.record()
+    return kept[key]
 
 
 def find_explainer(folder, sha256: str) -> Path:

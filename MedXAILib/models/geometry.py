@@ -20,7 +20,9 @@ _PLANE_OF = {axis: plane for plane, axis in PLANES.items()}
 _AXIS_NAMES = "kji"
 
 
-def prepare(model, volumes: list[Volume], slice: str = "", like: Prepared | None = None) -> Prepared:
+def prepare(
+    model, volumes: list[Volume], slice: str = "", like: Prepared | None = None, axes: list[Axis] | None = None
+) -> Prepared:
     """Make the network's input from one volume per channel.
 
     Parameters
@@ -35,6 +37,8 @@ def prepare(model, volumes: list[Volume], slice: str = "", like: Prepared | None
     like : Prepared, optional
         Another slice of the same volumes: what holds for all of them (checks, resampled channels, statistics of the whole volume) is
         taken over.
+    axes : list of Axis, optional
+        Where the network's grid lies, when it is not by the package's rule on the whole volume (`patch_at`).
 
     Raises
     ------
@@ -61,7 +65,7 @@ def prepare(model, volumes: list[Volume], slice: str = "", like: Prepared | None
         index = _slice_index(package, first, plane, slice)
     elif slice:
         raise MedXAIError(f"'{package.name}' is a 3-D network and takes the whole volume; leave the slice out.")
-    axes = _padded(package, first, _axes(package, first))
+    axes = _padded(package, first, _axes(package, first) if axes is None else axes)
     frozen = [
         freeze(rule, v, _statistics(rule, v, axes, plane, index, package))
         if like is None or rule.per_slice
@@ -77,6 +81,65 @@ def prepare(model, volumes: list[Volume], slice: str = "", like: Prepared | None
             out[...] = rule.of(float(volume.array.min()))
         rule.apply(array, out[valid])
     return Prepared(torch.from_numpy(x).to(model.device), package, channels, axes, plane, index, tuple(frozen))
+
+
+def patch_at(model, volumes: list[Volume], slice: str, center) -> tuple[Prepared, tuple[int, int, int], bool]:
+    """The network's input of its own size around a place, for packages with ``size`` and fit ``pad`` or ``window``: a patch of a physical size.
+
+    Parameters
+    ----------
+    model, volumes, slice
+        As `prepare` takes them; without a slice a 2-D network gets the one through the center.
+    center : sequence of float
+        Continuous index (k, j, i) in the first volume.
+
+    Returns
+    -------
+    prepared : Prepared
+        Of the volumes cropped to the patch; statistics are those of the patch.
+    start : tuple of int
+        Where the cropped volumes begin, (k, j, i).
+    moved : bool
+        Whether the patch was moved, so that it lies inside the volume.
+
+    Raises
+    ------
+    MedXAIError
+        When the patch is larger than the volume, and as `prepare`.
+    """
+    package, first = model.package, volumes[0]
+    about = package.input
+    center = [float(np.clip(c, 0, n - 1)) for c, n in zip(center, first.shape)]
+    start, stop, moved = [0, 0, 0], list(first.shape), False
+    if about.spatial_dims == 2:
+        plane = plane_axis(package, first)
+        index = _slice_index(package, first, plane, slice) if slice else int(np.floor(center[plane] + 0.5))
+        start[plane], stop[plane] = index, index + 1
+    axes = []
+    for n, whole in enumerate(_axes(package, first)):
+        axis, size = whole.axis, about.size[n]
+        ratio = 1.0 if whole.exact else abs(whole.step)
+        if size * ratio > whole.length + 0.01:
+            mm = [f"{edge * ratio_:.4g}" for edge, ratio_ in zip(about.size, _patch_mm(package, first))]
+            raise MedXAIError(
+                f"The patch of '{package.name}', {' × '.join(mm)} mm, is larger than '{first.name}'; give a larger image."
+            )
+        low = center[axis] - ratio * (size - 1) / 2  # of the first voxel's center
+        inside = min(max(low, (ratio - 1) / 2), whole.length - 1 - ratio * (size - 1) - (ratio - 1) / 2)
+        moved |= abs(inside - low) > 0.5 * ratio + 1e-6
+        low = np.floor(inside + 0.5) if ratio == 1 else inside
+        high = low + ratio * (size - 1)
+        start[axis] = max(0, int(np.floor(low + 1e-6)))
+        stop[axis] = min(whole.length, int(np.ceil(high - 1e-6)) + 1)
+        at = (high if whole.step < 0 else low) - start[axis]
+        axes.append(Axis(axis, stop[axis] - start[axis], size, float(at), ratio if whole.step > 0 else -ratio))
+    cropped = [on_grid(one, first).crop(start, stop) for one in volumes]
+    return prepare(model, cropped, axes=axes), tuple(start), moved
+
+
+def _patch_mm(package, volume) -> list[float]:
+    """Millimetres of the network's voxels along its axes."""
+    return [abs(one.step) * volume.spacing[2 - one.axis] for one in _axes(package, volume)]
 
 
 class Prepared:

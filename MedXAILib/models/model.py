@@ -39,6 +39,7 @@ class Model:
         self.device = torch.device(device)
         self._holders, self._before, self._lock = 0, None, threading.Lock()
         self.small_graph = None
+        self.companions: dict = {}  # what was loaded to explain this network, by file
         self._graphs: dict = {}
         self._fields: dict = {}
         self._costs: dict = {}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .generators import GeneratorPair
 from .partial import PartialUNet
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -237,5 +238,6 @@ class StridedCNN(nn.Module):
 
 #: The classes that a package may name.
 NETWORKS = {
-    cls.__name__: cls for cls in (PlainUNet, MeshNet, ShallowCNN, DeeperCNN, DeeperBNCNN, StridedCNN, PartialUNet)
+    cls.__name__: cls
+    for cls in (PlainUNet, MeshNet, ShallowCNN, DeeperCNN, DeeperBNCNN, StridedCNN, PartialUNet, GeneratorPair)
 }
