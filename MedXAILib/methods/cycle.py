@@ -21,7 +21,7 @@ from ..settings import CycleSettings
 from ..volume import Volume, mask_on_grid
 from .provenance import provenance
 
-POSITIONS = tuple(n / 4 for n in range(-4, 5))  # of the morph: −1 is G⁻(x), 0 is x, 1 is G⁺(x)
+POSITIONS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the morph: −1 is G⁻(x), 0 is x, 1 is G⁺(x)
 FOCUS = 0.1  # share of the voxels, those with the largest |R|, that are looked at by themselves
 BYTES = 2**29  # that generators may take at once
 PERCENTILE = 99.5  # of |R| in the patch: the end of the colour scale
@@ -317,12 +317,12 @@ class _Run:
     def _checks(self, result, written) -> None:
         x, (up, down), odds = self.x, self.changes, self.odds[:, self.main]
         answers_positive = bool(odds[0] > 0)
-        # One batch: the places of the morph, and a few voxels carried over to the other class.
+        # One batch: the places of the morph, a few voxels carried over to the other class, and the images as they are written.
         other = down if answers_positive else up
         top, drawn = _focus((up - down).abs(), other, FOCUS)
         between = [x + max(t, 0) * up + max(-t, 0) * down for t in POSITIONS if t not in (-1, 0, 1)]
         with torch.no_grad():
-            asked = self._odds(self.model.logits(torch.cat([*between, x + top, x + drawn])))
+            asked = self._odds(self.model.logits(torch.cat([*between, x + top, x + drawn, *self._again(written)])))
         known = dict(zip([t for t in POSITIONS if t not in (-1, 0, 1)], asked.tolist()))
         known |= {0: float(odds[0]), 1: float(odds[1]), -1: float(odds[2])}
         morph = np.array([known[t] for t in POSITIONS])
@@ -342,7 +342,7 @@ class _Run:
             "meaning": "Whether the image of the other class is one for the classifier (1) or not (0).",
         }  # fmt: skip
         whole = float(odds[2] - odds[0]) if answers_positive else float(odds[1] - odds[0])
-        shares = [(float(one) - float(odds[0])) / whole if abs(whole) > 1e-6 else math.nan for one in asked[-2:]]
+        shares = [(float(one) - float(odds[0])) / whole if abs(whole) > 1e-6 else math.nan for one in asked[-4:-2]]
         checks["more_than_elsewhere"] = {
             "value": shares[0] - shares[1] if math.isfinite(shares[0]) else None,
             "passed": None if not math.isfinite(shares[0]) else shares[0] > shares[1],
@@ -350,7 +350,7 @@ class _Run:
             "share that as many others, drawn at random, make; passed above 0.",
         }  # fmt: skip
         checks["known_intensities"] = self._known(x)
-        checks["written_image"] = self._written(written, odds)
+        checks["written_image"] = self._written(asked[-2:], odds)
         if self.settings.cycle_check:
             checks["cycle"] = self._cycled(x, up, down)
         if checks["both_ways"]["passed"] is False:
@@ -373,8 +373,8 @@ class _Run:
             "meaning": "How far mean and SD of the image lie outside the range of the training images (1st to 99th percentile), in ranges; passed up to 0.25.",
         }  # fmt: skip
 
-    def _written(self, written, odds) -> dict:
-        """What the network answers on the volumes as they are written."""
+    def _again(self, written) -> list:
+        """The written volumes as the network gets them."""
         view, found = self.views[self.main], []
         for volumes in written:
             if view.prepared.volume is self.volume:
@@ -385,8 +385,10 @@ class _Run:
                     self.model, [one.crop(view.start, stop) for one in volumes], axes=list(view.prepared.axes)
                 )
             found.append(again.x[(..., *view.box)])
-        with torch.no_grad():
-            asked = self._odds(self.model.logits(torch.cat(found)))
+        return found
+
+    def _written(self, asked, odds) -> dict:
+        """What the network answers on the volumes as they are written."""
         value = float((asked - odds[1:]).abs().max())
         return {
             "value": value, "passed": value <= 0.1 * float(odds[1] - odds[2]) + 1e-3,
