@@ -1,4 +1,4 @@
-"""Training the networks of Kumar & Menkovski 2016 side by side, judging them, and writing packages, tables and figures."""
+"""Training classifiers (those of Kumar & Menkovski 2016 also side by side), judging them, and writing packages, tables and figures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..evaluation.resume import Log, resumable
 from ..explanation import Step, part
 from ..files import check_new_folder, write_csv
 from ..models import load
+from ..models.resample import spaced_axis
 from .classification import images_of, train_classifier
 from .classifier_judging import (
     accuracies,
@@ -29,6 +30,7 @@ from .saving import command_of, epoch_rows, finished, intensity_of, lift, write_
 from .settings import CLASSIFIERS, PAPER_CLASSIFIERS, ClassificationSettings
 
 EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
+_PAPERS = dict.fromkeys(PAPER_CLASSIFIERS, " of Kumar & Menkovski 2016") | {"strided": " of Katzmann et al. 2021"}
 POLICY = "The weights are those after the last epoch; the images kept back were used for no choice."
 
 
@@ -62,6 +64,7 @@ def train_classifiers(
     dict
         The figures.
     """
+    _keep_of_size(cases, settings)
     about = {"settings": settings.to_json(), "labels": cases.labels, "images": cases.fingerprint}
     with resumable(folder) as partial:
         log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings and images"))
@@ -73,6 +76,35 @@ def train_classifiers(
         shutil.rmtree(partial / ".state")
         (partial / EPOCHS).unlink()
     return figures
+
+
+def _keep_of_size(cases: LabelledCases, settings: ClassificationSettings) -> None:
+    """With a spacing: skip the images that are not of the network's size after resampling, and refuse when a class is gone."""
+    if not settings.spacing:
+        return
+    wanted = settings.size * settings.spacing
+    for name in ("train", "test"):
+        kept = []
+        for one in getattr(cases, name):
+            rows, columns = (
+                spaced_axis(axis, one.volume.shape[axis], False, settings.spacing / one.volume.spacing[2 - axis]).count
+                for axis in (1, 2)
+            )
+            if (rows, columns) == (settings.size, settings.size):
+                kept.append(one)
+            else:
+                cases.skipped[one.name] = (
+                    f"it has {rows} × {columns} pixels of {settings.spacing:g} mm, and the network takes {settings.size} × {settings.size} ({wanted:g} mm)"
+                )
+        setattr(cases, name, kept)
+    gone = [label for label in cases.labels if not any(one.label == label for one in cases.train)]
+    if gone or not cases.test:
+        told = next(iter(cases.skipped.items()), None)
+        raise MedXAIError(
+            f"No image {f'of the class {gone[0]!r} ' if gone else ''}of {wanted:g} × {wanted:g} mm is left to {'train' if gone else 'judge'} on"
+            + (f" (such as {told[0]}: {told[1]})" if told else "")
+            + "; choose --spacing and --size by the images."
+        )
 
 
 def epochs_kept(folder) -> int:
@@ -171,6 +203,9 @@ def _judge(folder, cases, settings, network):
 
 
 def _arguments(network: str, labels: int, settings: ClassificationSettings) -> dict:
+    if network == "strided":
+        about = {"size": settings.size, "width": settings.width}
+        return {"spatial_dims": 2, "in_channels": 1, "out_channels": labels} | about
     if network != "resnet":
         about = {name: getattr(settings, name) for name in ("size", "width", "dropout")}
         return {"in_channels": 1, "out_channels": labels} | about
@@ -186,7 +221,7 @@ def fields(cases: LabelledCases, settings: ClassificationSettings, command: str,
     title = cases.title or (" or ".join(cases.labels) if len(cases.labels) < 4 else f"{len(cases.labels)} classes")
     return {
         "name": f"{title} ({network})",
-        "description": f"The {network} network{' of Kumar & Menkovski 2016' if network in PAPER_CLASSIFIERS else ''}, width {settings.width:g}; for research,"
+        "description": f"The {network} network{_PAPERS.get(network, '')}, width {settings.width:g}; for research,"
         " never for patients.",
         "source": command,
         **({"license": cases.license} if cases.license else {}),
@@ -197,9 +232,9 @@ def fields(cases: LabelledCases, settings: ClassificationSettings, command: str,
             "spatial_dims": 2,
             "channels": [cases.channel],
             "orientation": cases.orientation,
-            "spacing": None,
+            "spacing": [settings.spacing] * 2 if settings.spacing else None,
             "size": [settings.size] * 2,
-            "fit": "resize",
+            "fit": "window" if settings.spacing else "resize",
             "multiple_of": 1,
             "intensity": intensity_of(settings, [one.volume for one in whole]),
         },

@@ -76,16 +76,18 @@ class SegmentationSettings(TrainingSettings):
 #: The classes of the three networks of Kumar & Menkovski 2016, by the name of the setting ``network``.
 PAPER_CLASSIFIERS = {"shallow": "ShallowCNN", "deeper": "DeeperCNN", "deeper-bn": "DeeperBNCNN"}
 #: And a small residual network of MONAI that ends in global average pooling, so that CAM is defined on it.
-CLASSIFIERS = {**PAPER_CLASSIFIERS, "resnet": "ResNet"}
+#: The classifier of Katzmann et al. 2021, with strides in place of pooling.
+CLASSIFIERS = {**PAPER_CLASSIFIERS, "resnet": "ResNet", "strided": "StridedCNN"}
 
 
 @dataclass(frozen=True)
 class ClassificationSettings(Settings):
-    """Settings of `medxai train classification`: the networks of Kumar & Menkovski 2016. What the paper does not tell is chosen, and said so."""
+    """Settings of `medxai train classification`: the networks of Kumar & Menkovski 2016, and others. What the paper does not tell is chosen, and said so."""
 
     network: str = setting(
         "deeper-bn",
-        "Network of the paper's Table 2, 3 or 4, all three side by side, or a small residual network (9 convolutions, average pooling).",
+        "Network of the paper's Table 2, 3 or 4, all three side by side, a small residual network (9 convolutions, average pooling), or that of Katzmann et al. 2021"
+        " (4 strided convolutions).",
         choices=(*CLASSIFIERS, "all"),
     )
     width: float = setting(1.0, "Factor for the number of filters and units; 1: the paper's.", low=0.01, high=16)
@@ -93,13 +95,18 @@ class ClassificationSettings(Settings):
         1.0, "Factor for the probabilities of dropout; 1: the paper's. Narrow networks learn little with them.", low=0, high=1.5
     )  # fmt: skip
     size: int = setting(224, "Edge of the square that every image is resized to.", low=16, high=4096, unit="pixels")
+    spacing: float = setting(
+        0.0, "Pixel that images are resampled to, so that a square of --size pixels has a physical size; an image that is not of that size is skipped."
+        " 0: the size is resized to, whatever an image's pixels are.",
+        low=0, high=100, unit="mm",
+    )  # fmt: skip
     epochs: int = setting(30, "Times that every training image is seen (not told in the paper).", low=1, high=10**6)
     batch: int = setting(32, "Images per step (not told in the paper).", low=1, high=4096)
     learning_rate: float = setting(
         1e-3, "Learning rate of Adam at the start, falling to a hundredth on a cosine (not told in the paper).", low=1e-8, high=1
     )  # fmt: skip
     augment: str = setting(
-        "paper", "Which networks see varied images: the third one as in the paper, all, or none.", choices=("paper", "all", "none")
+        "paper", "Which networks see varied images: those of the papers that do, and the residual one, all, or none.", choices=("paper", "all", "none")
     )  # fmt: skip
     rotation: float = setting(10.0, "Varied images: largest turn either way.", low=0, high=180, unit="degrees")
     translation: float = setting(0.05, "Varied images: largest shift along each axis, as a share of the edge.", low=0, high=0.5)  # fmt: skip
@@ -148,7 +155,7 @@ class ClassificationSettings(Settings):
 
     def varied(self, network: str) -> bool:
         """Whether a network sees varied images."""
-        return self.augment == "all" or (self.augment == "paper" and network not in ("shallow", "deeper"))
+        return self.augment == "all" or (self.augment == "paper" and network not in ("shallow", "deeper", "strided"))
 
 
 def _check_where(where) -> None:
