@@ -206,13 +206,9 @@ class Recording:
 
     def _refuse_shared_changes(self) -> None:
         """A change in place that another name of the same memory shows too: the graph does not tell who reads what."""
-        at = {node: position for position, node in enumerate(self.nodes)}
-        root, named = graphs.memory(self.nodes), {}
-        for node in self.nodes:
-            names = named.setdefault(root[node], [])
-            if graphs.changes_in_place(node) and any(at[user] > at[node] for one in names for user in one.users):
-                raise self._refusal(node, "it changes in place what is also read under another name")
-            names.append(node)
+        node = graphs.shared_change(self.nodes)
+        if node is not None:
+            raise self._refusal(node, "it changes in place what is also read under another name")
 
 
 def _added(there: Signal | None, one: Signal, shape) -> Signal:

@@ -289,6 +289,17 @@ def memory(nodes) -> dict[fx.Node, fx.Node]:
     return found
 
 
+def shared_change(nodes) -> fx.Node | None:
+    """The first node that changes in place what is read later under another name too (the graph does not tell who reads what); None where there is none."""
+    at, root, named = {node: position for position, node in enumerate(nodes)}, memory(nodes), {}
+    for node in nodes:
+        names = named.setdefault(root[node], [])
+        if changes_in_place(node) and any(at.get(user, len(at)) > at[node] for one in names for user in one.users):
+            return node
+        names.append(node)
+    return None
+
+
 def answering(answer) -> set[fx.Node]:
     """The nodes from which the answer comes without another convolution in between, the last convolutions included."""
     found, waiting = set(), [answer] if answer is not None else []
