@@ -191,7 +191,8 @@ class Package:
         if self.output.key is not None:
             result["output"]["key"] = self.output.key
         if self.explains is not None:
-            result["explains"] = dataclasses.asdict(self.explains)
+            told = dataclasses.asdict(self.explains)
+            result["explains"] = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
         return result | self.about
 
     def write(self, folder, weights: Path | Callable[[Path], None] | None = None) -> Package:

@@ -191,7 +191,7 @@ def prepared_images(model: Model, images: Images, settings) -> tuple[tuple[int, 
         except MedXAIError as error:
             images.skipped[one.name] = error.message
             continue
-        made.append(prepared.x[0])
+        made.append(prepared.x[0][(slice(None), *prepared.valid)])  # padding is no image to learn from
         used.append(one)
         frozen.append(prepared.intensity[0])
     require_enough(used, images.skipped, KIND)

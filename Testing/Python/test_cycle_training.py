@@ -1,0 +1,371 @@
+"""Training an explainer: what R must be on planted classifiers, that the classifier stays as it was, going on after a stop, the folder and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from classifiers import classifier, exported
+from cycle_examples import CPU, EDGE, Linear, loaded, noise_images, trained, window, write_classifier, write_noise
+from scipy import stats
+
+from MedXAILib.cli import main
+from MedXAILib.errors import MedXAIError
+from MedXAILib.evaluation.resume import Log
+from MedXAILib.explanation import run
+from MedXAILib.files import partial_of
+from MedXAILib.package import Package
+from MedXAILib.training.cycle import BEST, STATE, Sides, train_pair
+from MedXAILib.training.cycles import epochs_kept, train_cycle, training_job
+from MedXAILib.training.saving import read_weights
+from MedXAILib.training.settings import CycleJobSettings, CycleTrainingSettings
+
+SIDES = Sides(1, 0)
+FAST = dict(width=0.05, batch=8, learning_rate=2e-3)
+
+
+def relevance(pair, x) -> np.ndarray:
+    """R of images (N, 1, *spatial)."""
+    with torch.no_grad():
+        return (pair.positive(x) - pair.negative(x))[:, 0].numpy()
+
+
+def auc(values, inside) -> float:
+    """Area under the ROC curve of |values| for the voxels inside."""
+    values = np.abs(values)
+    found = stats.mannwhitneyu(values[inside], values[~inside]).statistic
+    return float(found / (inside.sum() * (~inside).sum()))
+
+
+# ---- known answers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dims", "epochs"), ((2, 6), (3, 3)))
+def test_a_window_classifier_is_explained_by_its_window(dims, epochs, tmp_path):
+    network, inside = window(dims)
+    images, held = noise_images(48, dims), noise_images(8, dims, seed=1)
+    pair, rows = trained(
+        classifier(network, dims), SIDES, tmp_path, images, held, **FAST, epochs=epochs, similarity="l1"
+    )
+    found = relevance(pair, noise_images(4, dims, seed=2))
+    assert auc(np.abs(found).mean(0), inside) > 0.95
+    assert np.mean(found[:, inside]) > 0  # the window is raised towards the positive class
+    best = min(rows, key=lambda row: row["score"])
+    assert best["probability_positive"] > best["probability"] + 0.1 > best["probability_negative"] + 0.2
+    assert best["flip_rate"] == 1.0
+
+
+def test_a_constant_classifier_gives_next_to_nothing(tmp_path):
+    constant = classifier(Linear(np.zeros((1, EDGE, EDGE)), 0.4))
+    pair, _ = trained(
+        constant, SIDES, tmp_path / "constant", noise_images(32), noise_images(8, seed=1), **FAST, epochs=2
+    )
+    network, _ = window(2)
+    other, _ = trained(classifier(network), SIDES, tmp_path / "window", noise_images(32), noise_images(8, seed=1), **FAST, epochs=2)  # fmt: skip
+    x = noise_images(4, seed=2)
+    assert np.abs(relevance(pair, x)).mean() < 0.02 < 0.2 * np.abs(relevance(other, x)).mean()
+
+
+def test_a_negated_classifier_with_exchanged_seeds_gives_minus_r(tmp_path):
+    images, held, x = noise_images(24), noise_images(8, seed=1), noise_images(4, seed=2)
+    found = []
+    for negated, seeds in ((False, (0, 1)), (True, (1, 0))):
+        model = classifier(window(2, negated=negated)[0])
+        pair, _ = trained(model, SIDES, tmp_path / str(negated), images, held, seeds, **FAST, epochs=2, tied=True)
+        found.append(relevance(pair, x))
+    assert np.abs(found[0]).max() > 0.05
+    np.testing.assert_allclose(found[0], -found[1], atol=2e-3 * np.abs(found[0]).max())
+
+
+# ---- the classifier, and going on --------------------------------------------------------------------------------------
+
+
+def test_the_classifier_and_the_random_state_are_left_as_they_were(tmp_path):
+    package = write_classifier(tmp_path / "model")
+    model = loaded(package.folder)
+    model.module.train()  # however it came
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    flags = [one.training for one in model.module.modules()]
+    state = torch.get_rng_state()
+    settings = CycleTrainingSettings(device="cpu", **FAST, epochs=1)
+    run(train_pair(model, SIDES, list(noise_images(16)), noise_images(4, seed=1), tmp_path / "state", settings, 1.0, Log(None, {}), (EDGE, EDGE)))  # fmt: skip
+    after = model.module.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert flags == [one.training for one in model.module.modules()]
+    assert all(p.grad is None and not p.requires_grad for p in model.module.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_one_pass_less_changes_nothing(tmp_path):
+    """The step equals the plain loop, in which the discriminators' step and the generators' step each make their own images."""
+    from MedXAILib.training.cycle import _Work, generator_losses, weighted
+
+    settings, model = CycleTrainingSettings(**CPU), classifier(window(2)[0])
+    works = [_Work(model, SIDES, [], None, settings, 1.0, (EDGE, EDGE), (0, 1)) for _ in range(2)]
+    swapped = torch.tensor([True, False] * 4)
+    for n in range(3):
+        x, other = noise_images(8, seed=2 * n), noise_images(8, seed=2 * n + 1)
+        ours = works[0].step(x, other, swapped)
+        plain = works[1]
+        with torch.no_grad():
+            fakes = plain.pair.positive(x), plain.pair.negative(x)
+        plain.adam.zero_grad()
+        judged = sum(judge.loss(judge.features(other), judge.features(fake), swapped) for judge, fake in zip(plain.judges, fakes))  # fmt: skip
+        judged.backward()
+        plain.adam.step()
+        plain.adam.zero_grad()
+        made = plain.pair.positive(x), plain.pair.negative(x)
+        parts = generator_losses(model, SIDES, x, made, (plain.pair.negative(made[0]), plain.pair.positive(made[1])), settings, 1.0)  # fmt: skip
+        parts["adversarial"] = sum(judge.loss(judge.features(other), judge.features(fake), swapped, True) for judge, fake in zip(plain.judges, made))  # fmt: skip
+        plain.adam.zero_grad()
+        weighted(parts, settings).backward()
+        for one in plain.judges.parameters():
+            one.grad = None
+        plain.adam.step()
+        assert float(ours["discriminator"].detach()) == pytest.approx(float(judged.detach()), rel=1e-5)
+    for one, two in zip(works[0].networks.parameters(), works[1].networks.parameters()):
+        torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4)
+
+
+def test_goes_on_after_a_stop_to_the_same_weights(tmp_path):
+    images, held, model = noise_images(20), noise_images(4, seed=1), classifier(window(2)[0])
+    settings = CycleTrainingSettings(**CPU, epochs=3, flip=True)
+
+    def steps(folder):
+        return train_pair(
+            model, SIDES, list(images), held, folder, settings, 1.0, Log(folder / "log", {}), (EDGE, EDGE)
+        )
+
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    run(steps(tmp_path / "whole"))
+    stopped = steps(tmp_path / "stopped")
+    for _ in range(5):  # into the second epoch
+        next(stopped)
+    stopped.close()
+    run(steps(tmp_path / "stopped"))
+    for file in (STATE, BEST):
+        one, two = (read_weights(tmp_path / name / file) for name in ("whole", "stopped"))
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_is_finished(tmp_path):
+    images, held = noise_images(16), noise_images(4, seed=1)
+    model = classifier(window(2)[0])
+    trained(model, SIDES, tmp_path, images, held, **FAST, epochs=1)
+    kept = (tmp_path / STATE).read_bytes()
+    images[3] = torch.inf
+    with pytest.raises(MedXAIError, match=r"no longer finite in epoch 2; the weights of 1 finished epochs are kept .*--learning-rate"):  # fmt: skip
+        trained(model, SIDES, tmp_path, images, held, **FAST, epochs=2)
+    assert (tmp_path / STATE).read_bytes() == kept
+
+
+def test_patience_ends_it_and_the_best_weights_are_kept(tmp_path):
+    images, held = noise_images(16), noise_images(4, seed=1)
+    settings = CycleTrainingSettings(**CPU, epochs=50, patience=1, learning_rate=0.05)
+    model = classifier(window(2)[0])
+    log = Log(tmp_path / "log", {})
+    run(train_pair(model, SIDES, list(images), held, tmp_path, settings, 1.0, log, (EDGE, EDGE)))
+    scores = [row["score"] for row in Log(tmp_path / "log", {}).rows]
+    assert len(scores) < 50 and scores[-1] >= min(scores) and int(np.argmin(scores)) == len(scores) - 2
+
+
+def test_other_classifiers_three_classes_sigmoid_and_programs(tmp_path):
+    """Several classes with a pair chosen, a label against its absence, and an exported program, which takes one image at a time."""
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(EDGE * EDGE, 3))
+    images, held = noise_images(8), noise_images(4, seed=1)
+    for n, (model, sides) in enumerate((
+        (classifier(module, labels=3), Sides(2, 0)),
+        (classifier(module, labels=3, output={"activation": "sigmoid"}), Sides(1, None)),
+        (classifier(exported(module, (1, 1, EDGE, EDGE)), labels=3), Sides(0, 1)),
+    )):  # fmt: skip
+        _, rows = trained(model, sides, tmp_path / str(n), images, held, **FAST, epochs=1)
+        assert np.isfinite(rows[0]["score"])
+
+
+def test_16_bit_convolutions_come_near_to_32(tmp_path):
+    images, held = noise_images(16), noise_images(4, seed=1)
+    rows = [
+        trained(classifier(window(2)[0]), SIDES, tmp_path / name, images, held, **FAST, epochs=1, precision=name)[1][0]
+        for name in ("float32", "bfloat16")
+    ]
+    assert rows[0]["generator"] != rows[1]["generator"]
+    assert rows[0]["generator"] == pytest.approx(rows[1]["generator"], rel=0.05)
+
+
+# ---- folders -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A classifier's folder and a folder of images, with a finished training of two epochs."""
+    place = tmp_path_factory.mktemp("cycle")
+    write_classifier(place / "model")
+    write_noise(place / "images")
+    explanation = run(train_cycle(loaded(place / "model"), place / "images", place / "done", CycleTrainingSettings(**CPU, epochs=2)))  # fmt: skip
+    return place, explanation
+
+
+def test_the_package_is_bound_to_the_classifier(workplace):
+    place, explanation = workplace
+    package, its = Package.read(place / "done"), Package.read(place / "model")
+    about = package.explains
+    assert (package.task, about.sha256, about.positive, about.negative) == ("explanation", its.sha256, "spiculated", "smooth")  # fmt: skip
+    assert package.input == its.input and package.output.labels == ("spiculated", "smooth")
+    assert about.data_range == 1.0 and about.mean[0] < about.mean[1]
+    figures = json.loads((place / "done" / "figures.json").read_text("utf-8"))
+    rows = (place / "done" / "epochs.csv").read_text("utf-8").splitlines()
+    assert (
+        figures["epochs"] == 2 == len(rows) - 1 and figures["images"]["training"] + figures["images"]["kept_back"] == 32
+    )
+    assert figures["command"].startswith("medxai train cycle FOLDER") and "--model model" in figures["command"]
+    assert sorted(one.name for one in (place / "done").iterdir()) == ["epochs.csv", "figures.json", "model.json", "samples.png", "weights.safetensors"]  # fmt: skip
+    assert not partial_of(place / "done").exists()
+    assert explanation.provenance["folder"] == str(place / "done") and list(explanation.curves) == [
+        "training",
+        "validation",
+    ]
+    assert len(explanation.curves["validation"].columns["flip_rate"]) == 2
+
+
+def test_finish_makes_the_explainer_of_the_best_weights_so_far(workplace, tmp_path):
+    place, _ = workplace
+    model, settings = loaded(place / "model"), CycleTrainingSettings(**CPU, epochs=5)
+    with pytest.raises(MedXAIError, match="nothing to finish"):
+        run(train_cycle(model, place / "images", tmp_path / "out", settings, finish=True))
+    steps = train_cycle(model, place / "images", tmp_path / "out", settings)
+    while not any(point.step == 2 for point in next(steps).points):
+        pass
+    steps.close()
+    assert epochs_kept(tmp_path / "out") == 2 and (partial_of(tmp_path / "out") / "samples.png").exists()
+    best = read_weights(partial_of(tmp_path / "out") / ".state" / BEST)
+    run(train_cycle(model, place / "images", tmp_path / "out", settings, finish=True))
+    weights = read_weights(tmp_path / "out" / "weights.safetensors")
+    assert all(torch.equal(best[name], weights[name]) for name in best)
+    done = read_weights(place / "done" / "weights.safetensors")  # two epochs without a stop
+    assert all(torch.equal(done[name], weights[name]) for name in done)
+
+
+def test_a_training_may_go_on_for_longer_but_not_with_other_settings_or_images(workplace, tmp_path):
+    place, _ = workplace
+    model, images = loaded(place / "model"), write_noise(tmp_path / "images")
+    steps = train_cycle(model, images, tmp_path / "out", CycleTrainingSettings(**CPU, epochs=2))
+    while not next(steps).points:
+        pass
+    steps.close()
+    with pytest.raises(MedXAIError, match=r"settings differ.*same settings, images and classifier"):
+        run(train_cycle(model, images, tmp_path / "out", CycleTrainingSettings(**CPU, epochs=2, seed=3)))
+    (images / "image-000.nrrd").unlink()
+    with pytest.raises(MedXAIError, match="images differ"):
+        run(train_cycle(model, images, tmp_path / "out", CycleTrainingSettings(**CPU, epochs=2)))
+    assert epochs_kept(tmp_path / "out") == 1
+
+
+def test_a_folder_that_changes_during_the_training_is_told(workplace, tmp_path):
+    place, _ = workplace
+    images = write_noise(tmp_path / "images")
+    steps = train_cycle(loaded(place / "model"), images, tmp_path / "out", CycleTrainingSettings(**CPU, epochs=1))
+    while "epoch 1" not in next(steps).stage:
+        pass
+    (images / "image-000.nrrd").unlink()
+    found = run(steps)
+    assert any("changed while this was trained" in note for note in found.notes)
+    assert found.scores["images"] == run(train_cycle(loaded(place / "model"), write_noise(tmp_path / "again"), tmp_path / "two", CycleTrainingSettings(**CPU, epochs=1))).scores["images"]  # fmt: skip
+
+
+def test_as_a_job_of_the_worker(workplace, tmp_path):
+    place, explanation = workplace
+    settings = CycleJobSettings(**CPU, epochs=2, source=str(place / "images"), output=str(tmp_path / "job"))
+    found = run(training_job(loaded(place / "model"), settings))
+    assert found.provenance["folder"] == str(tmp_path / "job")
+    assert found.scores["score"] == explanation.scores["score"]
+    with pytest.raises(MedXAIError, match="choose both"):
+        training_job(loaded(place / "model"), CycleJobSettings(**CPU, source="x"))
+
+
+def refusal(place, images, words, tmp_path, model=None, **settings):
+    model = loaded(place / "model") if model is None else model
+    with pytest.raises(MedXAIError, match=words):
+        run(train_cycle(model, images, tmp_path / "refused", CycleTrainingSettings(**(CPU | settings))))
+    assert not (tmp_path / "refused").exists() and not partial_of(tmp_path / "refused").exists()
+
+
+def test_bad_input_is_refused_in_one_sentence(workplace, tmp_path):
+    place, _ = workplace
+    images = place / "images"
+    refusal(place, write_noise(tmp_path / "small", edge=12), r"patch of 16 × 16 voxels is larger than every image \(the largest: 12 × 12\)|8 are needed", tmp_path)  # fmt: skip
+    refusal(place, images, "has no label 'round'", tmp_path, positive="round")
+    refusal(place, images, "Both classes are 'smooth'", tmp_path, positive="smooth", negative="smooth")
+    refusal(place, images, "takes 16 × 16 voxels, so --patch cannot be 8", tmp_path, patch=8)
+    refusal(place, tmp_path / "nowhere", "There is no folder", tmp_path)
+    refusal(place, write_noise(tmp_path / "few", 4), "an explainer needs at least 8", tmp_path)
+    one_sided = write_classifier(tmp_path / "one-sided")
+    model = loaded(one_sided.folder)
+    with torch.no_grad():
+        model.module.classifier[-1].bias[0] += 1000
+    refusal(place, images, r"answers all 32 images with 'smooth'; .* give images of 'spiculated' too", tmp_path, model)
+    three = loaded(write_classifier(tmp_path / "three", labels=("a", "b", "c")).folder)
+    refusal(place, images, r"has 3 classes \(a, b, c\); name the one of G⁺", tmp_path, three)
+    refusal(place, images, "name the one of G⁻ too", tmp_path, three, positive="a")
+    flat = loaded(write_classifier(tmp_path / "flat").folder)
+    with torch.no_grad():
+        flat.module.classifier[-1].weight.zero_()
+    refusal(place, images, "no usable gradient", tmp_path, flat)
+
+
+def test_images_of_another_class_and_small_ones_are_left_out_and_told(tmp_path):
+    images = write_noise(tmp_path / "images", 48)
+    write_noise(tmp_path / "small", 2, edge=10)
+    for file in (tmp_path / "small").iterdir():
+        file.rename(images / f"small-{file.name}")
+    three = loaded(write_classifier(tmp_path / "three", labels=("a", "b", "c")).folder)
+    found = run(train_cycle(three, images, tmp_path / "out", CycleTrainingSettings(**CPU, epochs=1, positive="a", negative="b")))  # fmt: skip
+    skipped = json.loads((tmp_path / "out" / "figures.json").read_text("utf-8"))["images"]["skipped"]
+    assert any("which is neither 'a' nor 'b'" in why for why in skipped.values())
+    assert found.scores["images_skipped"] == len(skipped) and 0 < len(skipped) < 48
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_beside_the_model(workplace, tmp_path, capsys):
+    place, _ = workplace
+    write_classifier(tmp_path / "mine")
+    assert main(["train", "cycle", place / "images", "--model", tmp_path / "mine", "--epochs", "1", "--width", ".05", "--device", "cpu"]) == 0  # fmt: skip
+    assert Package.read(tmp_path / "mine-cycle").task == "explanation"
+    told = capsys.readouterr().out
+    assert "flip rate" in told and "check transfer" in told
+    assert main(["train", "cycle", place / "images", "--model", tmp_path / "mine"]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_killed_and_started_again_it_ends_with_the_same_weights(workplace, tmp_path):
+    place, _ = workplace
+    command = [sys.executable, "-m", "MedXAILib", "train", "cycle", str(place / "images"), "--model", str(place / "model"), "--width", ".05", "--batch", "8", "--device", "cpu", "--json"]  # fmt: skip
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    process = subprocess.Popen([*command, "--epochs", "40", "--output", str(tmp_path / "killed")], stdout=subprocess.PIPE, env=environment, text=True)  # fmt: skip
+    for line in process.stdout:
+        if re.search(r'"curve": "validation", "step": 2,', line):
+            break
+    time.sleep(0.05)  # somewhere in the third epoch, or while it is being kept
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = epochs_kept(tmp_path / "killed")
+    assert 2 <= done < 40
+    epochs = str(done + 1)
+    subprocess.run([*command, "--epochs", epochs, "--output", str(tmp_path / "killed")], check=True, stdout=subprocess.DEVNULL, env=environment)  # fmt: skip
+    subprocess.run([*command, "--epochs", epochs, "--output", str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL, env=environment)  # fmt: skip
+    one, two = (read_weights(tmp_path / name / "weights.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
