@@ -134,6 +134,12 @@ def window_of(explanation, volume: Volume) -> tuple[float, float]:
 
     A chest CT in a window of everything from air to bone would hide what happens in the liver.
     """
+    if explanation.method == "cycle" and volume.array.size:
+        box = looked_at(explanation, volume)
+        images = [volume.array] + [layer.volume.array for layer in explanation.maps.values() if layer.kind == "image"]
+        values = np.concatenate([_some(image[box]) for image in images if image.shape == volume.shape])
+        low, high = (float(v) for v in np.percentile(values, (0.5, 99.5))) if len(values) else (0.0, 0.0)
+        return (low, high) if low < high else window(volume.array)
     known = explanation.provenance.get("neuron_ras") is not None or any(
         m.array.any() for m in explanation.masks.values()
     )
@@ -180,6 +186,8 @@ def place_of(explanation, volume: Volume) -> tuple[float, float, float]:
     point = explanation.provenance.get("neuron_ras") or explanation.provenance.get("point_ras")
     if point is not None:
         return tuple(float(v) for v in point)
+    if explanation.method == "cycle" and explanation.provenance.get("images", 1) == 1:
+        return volume.index_to_ras([(one.start + one.stop - 1) / 2 for one in looked_at(explanation, volume)])
     heat = next((layer.volume.array for layer in explanation.maps.values() if layer.kind == "positive"), None)
     if heat is not None and heat.shape == volume.shape and heat.any():
         return hottest(volume.with_array(heat))
@@ -187,6 +195,13 @@ def place_of(explanation, volume: Volume) -> tuple[float, float, float]:
     if array is None:
         return volume.index_to_ras([n // 2 for n in volume.shape])
     return volume.index_to_ras(middle(array))
+
+
+def looked_at(explanation, volume: Volume) -> tuple[slice, slice, slice]:
+    """The part of a volume's grid that the networks looked at; all of it where nothing is told."""
+    told = explanation.provenance.get("patch") or {}
+    start, stop = told.get("start") or (0, 0, 0), told.get("stop") or volume.shape
+    return tuple(slice(int(a), int(b)) for a, b in zip(start, stop))
 
 
 def hottest(heat: Volume) -> tuple[float, float, float]:

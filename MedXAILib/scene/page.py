@@ -27,11 +27,11 @@ def compose(figure, explanation: Explanation, volumes: list[Volume], pictures: d
     _foot(figure, explanation, left)
 
 
-def _slices(figure, pictures) -> float:
-    """Lay the pictures out and return where they end on the right."""
+def _slices(figure, pictures, across: int = 2) -> float:
+    """Lay the pictures out and return where they end on the right; those of a single slice in rows of ``across``."""
     cells = [(row, c, r, c) for r, row in enumerate(pictures["rows"]) for c in range(len(pictures["columns"]))]
-    if len(pictures["rows"]) == 1 and len(cells) > 2:  # a single slice: two by two, larger
-        cells = [(row, c, c // 2, c % 2) for row, c, _, _ in cells]
+    if len(pictures["rows"]) == 1 and len(cells) > 2:  # a single slice: larger
+        cells = [(row, c, c // across, c % across) for row, c, _, _ in cells]
     down, across = 1 + max(cell[2] for cell in cells), 1 + max(cell[3] for cell in cells)
     left, top, bottom, gap, title, key = 0.018, 0.885, 0.06, 0.005, 0.021, 0.042
     keys = down if len(pictures["rows"]) == 1 else 1

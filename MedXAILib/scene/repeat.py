@@ -89,13 +89,28 @@ def words(explanation: Explanation) -> str:
     model = model if isinstance(model, dict) else {"name": str(model)}
     lines = [explanation.title, "=" * len(explanation.title), ""]
     lines += [f"Model: {model.get('name', '')}", f"SHA-256: {model.get('sha256') or known.get('sha256') or ''}"]
-    keys = ("label", "predicted", "segment", "landmarks", "reference", "slice", "rule", "neuron_ras", "neuron_ijk")
+    keys = (
+        "label",
+        "negative",
+        "predicted",
+        "segment",
+        "landmarks",
+        "reference",
+        "slice",
+        "rule",
+        "neuron_ras",
+        "neuron_ijk",
+    )
     for key in (*keys, "device", "seconds", "date"):
         if known.get(key) not in (None, "", []):
             lines.append(f"{key.replace('_', ' ').capitalize()}: {_plain_text(known[key])}")
     if isinstance(known.get("inpainter"), dict):
         about = known["inpainter"]
         lines.append(f"Inpainter: {'none, fall-back ' * bool(about.get('fallback'))}{about.get('name', '')}")
+    if isinstance(known.get("explainer"), dict):
+        lines.append(
+            f"Explainer: {known['explainer'].get('name') or ''} (SHA-256 {known['explainer'].get('sha256') or ''})"
+        )
     if explanation.notes:
         lines += ["", "Notes", "-----", *(f"- {note}" for note in explanation.notes)]
     if explanation.self_checks:

@@ -27,7 +27,7 @@ def report(explanation: Explanation, volumes: list[Volume], path, segments: Sequ
         ``kind="missing"`` without Slicer's libraries or matplotlib, ``kind="disk"`` when the file cannot be written.
     """
     require_slicer()
-    from . import impact, page, page_filters, page_impact
+    from . import cycle, impact, page, page_cycle, page_filters, page_impact
     from .filters import of as filters_of
 
     try:
@@ -41,6 +41,7 @@ def report(explanation: Explanation, volumes: list[Volume], path, segments: Sequ
     FigureCanvasAgg(figure)
     pictures = _pictures(explanation, volumes, segments)
     own = page_filters if filters_of(explanation) else page_impact if impact.of(explanation) else page
+    own = page_cycle if cycle.of(explanation) else own
     own.compose(figure, explanation, volumes, pictures)
     try:
         figure.savefig(Path(path), dpi=page.DPI, facecolor="white", metadata={"Title": explanation.title})
@@ -62,7 +63,7 @@ class Column:
 
 def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequence[Volume], size: int = 560) -> dict:
     """Every picture of the page: rows are planes, columns the input, image maps and overlays."""
-    from . import impact, layers, views
+    from . import cycle, impact, layers, views
     from .bundle import _straight, build
     from .filters import of as filters_of
     from .host import HeadlessHost
@@ -80,12 +81,17 @@ def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequenc
         overlays = [n for n, layer in explanation.maps.items() if layer.kind != "image"][: 3 - len(images)]
         if impact.of(explanation):
             images, overlays = [impact.INPAINTED], [n for n in (impact.MASK, "difference") if n in explanation.maps]
+        either = cycle.of(explanation)
+        if either:
+            images, overlays = [cycle.NEGATIVE, cycle.POSITIVE], [cycle.DOWN, cycle.RELEVANCE, cycle.UP]
         columns, outlines = _columns(explanation, run, segments, [*images, *overlays])
+        if either and len(planes) > 1:
+            columns = columns[:3] + [one for one in columns if one.layer == cycle.RELEVANCE]
         masks = {name: _mask_node(host.scene, mask) for name, (mask, _) in outlines.items()}
         view = views.SliceView(host, size)
         flat = impact.of(explanation) and len(planes) == 1  # before and after are looked at as one looks at a picture
         field = 1.02 * _widest(volume) if flat else _field(explanation, volume)
-        whole = filters_of(explanation) is not None or flat
+        whole = filters_of(explanation) is not None or flat or (either and field >= _widest(volume))
         rows = []
         for plane in planes:
             at = _centred(volume, plane, point) if whole else point
@@ -104,6 +110,7 @@ def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequenc
                 letters, place = dict.fromkeys(letters, ""), ""
             rows.append({
                 "place": place, "pictures": row, "masks": inside, "letters": letters,
+                "whole": _overview(view, plane, run.inputs[0], volume, point, masks) if either and not whole and not rows else None,
                 "pixel": None if neuron is None else view.pixel(neuron),
             })  # fmt: skip
         return {
@@ -135,11 +142,13 @@ def _centred(volume: Volume, plane: str, point) -> tuple[float, float, float]:
 
 def _columns(explanation: Explanation, run, segments: Sequence[Volume], maps: list[str]):
     """The columns of pictures, and the masks outlined in them: name to mask and colour."""
-    from . import colors, impact, pick, sequences
+    from . import colors, cycle, impact, pick, sequences
     from .filters import of as filters_of
 
     if impact.of(explanation):
         return _before_and_after(explanation, segments)
+    if cycle.of(explanation):
+        return _as_either_class(explanation, segments, run)
     outlines = {
         name: (mask, colors.DISTINCT[n % len(colors.DISTINCT)])
         for n, (name, mask) in enumerate(explanation.masks.items())
@@ -182,6 +191,45 @@ def _before_and_after(explanation: Explanation, segments: Sequence[Volume]):
     if "difference" in explanation.maps:
         columns.append(Column("After minus before", "difference", region))
     return columns, outlines
+
+
+def _as_either_class(explanation: Explanation, segments: Sequence[Volume], run):
+    """The columns of a cycle explanation: the image between its two versions, below them what is added to it, and R; the patch and the lesion in the image."""
+    from . import colors, cycle, layers
+
+    outlines = {one.name: (one, colors.ANNOTATION) for one in segments[:1]}
+    volume = explanation.maps[cycle.RELEVANCE].volume
+    where = layers.looked_at(explanation, volume)
+    if any(part.stop - part.start < n for part, n in zip(where, volume.shape) if part.stop - part.start > 1):
+        patch = np.zeros(volume.shape, np.uint8)
+        patch[where] = 1
+        outlines["patch"] = (volume.with_array(patch, "patch", ""), colors.MASK)
+    known = explanation.provenance
+    lower, higher = (f": as {known[name]}" if known.get(name) else "" for name in ("negative", "label"))
+    columns = [
+        Column(f"G⁻{lower}", cycle.NEGATIVE), Column("x: the image", None, tuple(outlines)), Column(f"G⁺{higher}", cycle.POSITIVE),
+        Column("Δ⁻ = G⁻ − x", cycle.DOWN), Column("R = G⁺ − G⁻ over the image", cycle.RELEVANCE), Column("Δ⁺ = G⁺ − x", cycle.UP),
+    ]  # fmt: skip
+    return columns, outlines
+
+
+def _overview(view, plane: str, volume_node, volume: Volume, point, masks: dict):
+    """The whole slice, small, and where the patch lies in it (None without one); the view looks elsewhere afterwards."""
+    if "patch" not in masks:
+        return None
+    view.look(
+        plane, volume_node, _centred(volume, plane, point), 1.02 * _widest(volume), not _straight_node(volume_node)
+    )
+    view.show(volume_node)
+    picture = view.picture()
+    view.show(masks["patch"])
+    return picture, view.picture()[..., 0] > 127
+
+
+def _straight_node(node) -> bool:
+    from .bundle import _straight
+
+    return _straight(node)
 
 
 def _mask_node(scene, mask: Volume):
@@ -244,8 +292,11 @@ def _way(host, explanation: Explanation, run, view, count: int = 4) -> tuple[str
 
 def _box(explanation: Explanation, volume: Volume):
     """The box of what an explanation changed or marked; the whole volume when there is nothing."""
-    from .layers import bounds, interesting
+    from .layers import bounds, interesting, looked_at
 
+    if explanation.method == "cycle":
+        where = looked_at(explanation, volume)
+        return [one.start for one in where], [one.stop for one in where]
     array = interesting(explanation, volume)
     return bounds(array) if array is not None else ((0, 0, 0), volume.shape)
 
@@ -261,4 +312,6 @@ def _field(explanation: Explanation, volume: Volume) -> float:
     whole = _widest(volume)
     low, high = _box(explanation, volume)
     box = float(((np.array(high) - low) * spacing).max())
+    if explanation.method == "cycle":
+        return min(1.02 * whole, 1.3 * box)
     return 1.02 * min(whole, max(2.2 * box, 0.4 * whole))

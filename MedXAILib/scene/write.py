@@ -10,7 +10,7 @@ import slicer
 
 from ..explanation import Curve, Explanation, Layer, Patch, Point
 from ..volume import Volume
-from . import charts, colors, impact, layers, pick, remove, repeat, segments, sequences
+from . import charts, colors, cycle, impact, layers, pick, read, remove, repeat, segments, sequences
 from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place, sign, voxels
 
 #: What a preview is when nobody says (by the explanation's name).
@@ -166,6 +166,8 @@ class Run:
         self._neuron(explanation.provenance)
         self._words(explanation)
         self._drop(explanation)
+        if cycle.of(explanation):
+            self._morph(explanation)
         if first is not None:
             pick.show(self.scene, self.id, first, looked_up[first].items[-1][0])
         for node in remove.nodes_of(self.scene, self.id):
@@ -189,6 +191,8 @@ class Run:
                 self.views.show_alone(self.inputs[0])
             elif impact.of(explanation):
                 impact.Impact(self.scene, self.id, self.inputs[0]).show()
+            elif cycle.of(explanation):
+                cycle.Cycle(self.scene, self.id).show(True)
             else:
                 layers.show_again(self.scene, self.id, self.inputs[0] if self.nodes else None)
             for name in ("normalized", "transition", *self.curves):
@@ -242,6 +246,15 @@ class Run:
             layers.show(self.scene, self.inputs[0], node, opacity)
         if self.shows and show and fresh and {impact.MASK, impact.INPAINTED} <= self.nodes.keys():
             impact.Impact(self.scene, self.id, self.inputs[0]).show()
+
+    def _morph(self, explanation: Explanation) -> None:
+        """The volume that the morph's slider writes, in the box that was looked at."""
+        volume = read.volume(self.inputs[0])
+        self._map(cycle.MORPH, cycle.morph_layer(explanation, volume), show=False)
+        node = self.nodes[cycle.MORPH]
+        where = cycle.box(explanation, volume)
+        node.SetAttribute(cycle.BOX, " ".join(str(one.start) for one in where[::-1]))
+        node.SetAttribute(cycle.POSITION, "0")
 
     def _mask(self, name: str, data: Volume | Patch, provenance: dict | None = None) -> None:
         if self.masks is None:

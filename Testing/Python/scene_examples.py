@@ -278,3 +278,73 @@ def organ_and_finding(start: Volume) -> list[Volume]:
     return [
         Volume(one.array, one.ijk_to_ras, one.name, "", {**one.attributes, "role": role}) for role, one in found.items()
     ]
+
+
+def cycle(start: Volume, at: int | None = None, patch: bool = False, label="spiculated", several=0) -> Explanation:
+    """An image as either class, as `cycle` gives it: spikes around a nodule come or go. ``at`` is the slice k a 2-D network looked at, ``patch`` whether only
+    a part of it, ``several`` the number of slices looked at."""
+    shape = start.shape
+    low, high = [0, 0, 0], list(shape)
+    if at is not None:
+        low[0], high[0] = at, at + 1
+    if patch:
+        sides = [b - a for a, b in zip(low, high)]
+        low = [a if n == 1 else a + n // 3 for a, n in zip(low, sides)]
+        high = [a + (1 if n == 1 else max(2, n // 3)) for a, n in zip(low, sides)]
+    box = tuple(slice(a, b) for a, b in zip(low, high))
+    grid = np.meshgrid(
+        *(np.linspace(-1, 1, b - a) if b - a > 1 else np.zeros(1) for a, b in zip(low, high)), indexing="ij"
+    )
+    away, angle = np.sqrt(sum(g**2 for g in grid)), np.arctan2(grid[1], grid[2])
+    ring = np.exp(-((away - 0.45) ** 2) / 0.02)
+    maps = {name: np.zeros(shape, np.float32) for name in ("up", "down")}
+    maps["up"][box] = 90 * ring * np.clip(np.cos(7 * angle), 0, 1)
+    maps["down"][box] = -70 * ring * np.clip(np.cos(7 * angle + 0.4), 0, 1)
+    unit, image = f" [{start.unit}]" * bool(start.unit), start.array.astype(np.float32)
+    relevance = maps["up"] - maps["down"]
+    reach = float(np.percentile(np.abs(relevance[box]), 99.5))
+    result = Explanation("cycle", "Cycle-consistent activation maximization")
+    for name, array, kind, title in (
+        ("relevance", relevance, "signed", f"R = G⁺ − G⁻{unit}"), ("positive", image + maps["up"], "image", f"G⁺: as {label}"),
+        ("negative", image + maps["down"], "image", "G⁻: as smooth"), ("delta-positive", maps["up"], "signed", f"Δ⁺ = G⁺ − x{unit}"),
+        ("delta-negative", maps["down"], "signed", f"Δ⁻ = G⁻ − x{unit}"),
+    ):  # fmt: skip
+        limits = (-reach, reach) if kind == "signed" else (None, None)
+        result.maps[name] = Layer(start.with_array(array.astype(np.float32), name), kind, title, *limits)
+    t = np.linspace(-1, 1, 9)
+    odds = -0.3 + np.where(t > 0, 2.8, 2.4) * t + 0.2 * np.sin(3 * t)
+    odds[4] = -0.3
+    p = 1 / (1 + np.exp(-odds))
+    result.curves["morph"] = Curve(
+        f"From smooth to {label}", "position", {"position": t, "probability": p, "log_odds": odds}, "G⁻ (−1), x (0), G⁺ (1)",
+        f"Probability of {label}", shown=("probability",), limits=(0.0, 1.0),
+    )  # fmt: skip
+    names = dict(zip(("", "_positive", "_negative"), (4, 8, 0)))
+    result.tables["classes"] = Table("Classes", {
+        "label": ["smooth", label], **{f"probability{one}": [1 - p[n], p[n]] for one, n in names.items()},
+    })  # fmt: skip
+    if several:
+        rows = {"slice": [f"k:{n}" for n in range(several)]}
+        rows |= {
+            f"probability{one}": [float(p[n]) / (1 + abs(k - 2)) for k in range(several)] for one, n in names.items()
+        }
+        result.tables["slices"] = Table("Slices", rows)
+        result.notes.append(f"{several} slices were looked at; the probabilities are those of the one in which '{label}' is likeliest (k:2).")  # fmt: skip
+    for one, n in names.items():
+        result.scores |= {f"probability{one}": float(p[n]), f"log_odds{one}": float(odds[n])}
+    result.scores |= {"flipped": 1, "images": max(1, several)}
+    result.self_checks.update(
+        both_ways={"value": 2.1, "passed": True, "meaning": f"By how much G⁺ raises and G⁻ lowers the log-odds of '{label}', the smaller of both; passed above 0."},
+        flipped={"value": 1, "passed": True, "meaning": "Whether the image of the other class is one for the classifier (1) or not (0)."},
+        more_than_elsewhere={"value": 0.41, "passed": True, "meaning": "Of the change of the log-odds towards the other class, the share that the 10% of the voxels with the largest |R| make alone, less that of others."},
+        known_intensities={"value": 0.6, "passed": False, "meaning": "How far mean and SD of the image lie outside the range of the training images."},
+    )  # fmt: skip
+    result.notes.append("The intensities differ from those of the images that the explainer was trained on; what it makes of them may mean nothing.")  # fmt: skip
+    result.provenance = {
+        **PROVENANCE, "method": "cycle", "label": label, "negative": "smooth", "predicted": "smooth",
+        "settings": {"label": "", "explainer": "", "center_ras": None, "slice": "", "overlap": 0.5, "cycle_check": False},
+        "model": {"name": "Phantom nodule classifier", "sha256": "0123456789abcdef" * 4}, "explainer": {"name": "Phantom nodules: spiculated against smooth", "sha256": "cd" * 32},
+        "slice": "all" if several else "" if at is None else f"k:{at}", "images": max(1, several), "center_ras": None,
+        "patch": {"start": low, "stop": high, "size_mm": [float((b - a) * s) for a, b, s in zip(low, high, start.spacing[::-1])]},
+    }  # fmt: skip
+    return result
