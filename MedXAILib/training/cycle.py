@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import MedXAIError
 from ..evaluation.resume import Log
@@ -145,9 +146,25 @@ def best_weights(state) -> dict[str, Tensor]:
     return read_weights(Path(state) / BEST)
 
 
-def generator_losses(model, sides: Sides, x, made, back, settings, data_range: float) -> dict[str, Tensor]:
+class Shake(NamedTuple):
+    """How images are shaken before the classifier looks at them: a shift in voxels, beyond the border its last voxels, and noise added."""
+
+    shift: tuple[int, ...]
+    noise: Tensor | None  # (N, C, *spatial), in network units
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if any(self.shift):
+            reach = [abs(one) for one in self.shift]
+            x = functional.pad(x, [n for one in reversed(reach) for n in (one, one)], mode="replicate")
+            x = x[
+                (..., *(slice(n + s, x.shape[axis] - n + s) for axis, (n, s) in enumerate(zip(reach, self.shift), 2)))
+            ]
+        return x if self.noise is None else x + self.noise
+
+
+def generator_losses(model, sides: Sides, x, made, back, settings, data_range: float, shake=None) -> dict[str, Tensor]:
     """``cycle``, ``similarity`` and ``activation`` (eq. 1, 2 and 4), each the sum of both generators' and not yet weighted; see `keeping_losses`."""
-    odds = sides.odds(model, *made)
+    odds = sides.odds(model, *(made if shake is None else map(shake, made)))
     similarity, cycle = keeping_losses(x, made, back, settings, data_range)
     return {"cycle": cycle, "similarity": similarity, "activation": sum(activation_loss(one, settings.activation) for one in odds)}  # fmt: skip
 
@@ -198,7 +215,7 @@ class _Work:
             chosen = slice(step * settings.batch, (step + 1) * settings.batch)
             x, other = (self._batch(numbers[chosen], rng) for numbers in (order, others))
             swapped = torch.from_numpy(rng.random(len(x)) < 0.5).to(self.device)
-            parts = self.step(x, other, swapped)
+            parts = self.step(x, other, swapped, self._shake(x, rng))
             values = torch.stack([parts[name].detach() for name in LOSSES]).tolist()
             if not all(map(math.isfinite, values)):
                 kept = (
@@ -221,7 +238,19 @@ class _Work:
             found = [one.flip([axis for axis in range(1, one.ndim) if rng.random() < 0.5]) for one in found]
         return torch.stack(found).to(self.device)
 
-    def step(self, x: Tensor, other: Tensor, swapped: Tensor) -> dict[str, Tensor]:
+    def _shake(self, x, rng):
+        settings = self.settings
+        if not settings.jitter and not settings.noise:
+            return None
+        shift = tuple(int(rng.integers(-settings.jitter, settings.jitter + 1)) for _ in self.shape)
+        noise = (
+            rng.standard_normal(x.shape, np.float32) * np.float32(settings.noise * self.range)
+            if settings.noise
+            else None
+        )
+        return Shake(shift, None if noise is None else torch.from_numpy(noise).to(self.device))
+
+    def step(self, x: Tensor, other: Tensor, swapped: Tensor, shake: Shake | None = None) -> dict[str, Tensor]:
         """One step of the discriminators and one of the generators; their losses."""
         settings, pair, adam = self.settings, self.pair, self.adam
         adversarial = settings.adversarial_weight > 0
@@ -232,7 +261,7 @@ class _Work:
             judged = self._judges_step(made, other, swapped)
         with self._autocast():
             back = pair.negative(made[0]), pair.positive(made[1])
-        parts = generator_losses(self.model, self.sides, x, made, back, settings, self.range)
+        parts = generator_losses(self.model, self.sides, x, made, back, settings, self.range, shake)
         if adversarial:
             self.judges.requires_grad_(False)
             with self._autocast():

@@ -317,6 +317,13 @@ class CycleTrainingSettings(Settings):
         0.0, "Range of the images in network units, for SSIM; 0: that of the model's intensity window, or of the images.", low=0, high=1e9
     )  # fmt: skip
     flip: bool = setting(False, "Mirror images along each axis at random.")
+    jitter: int = setting(
+        0, "Shift generated images at random by up to this much before the classifier looks at them, so that nothing is learned that it sees at one position only; not in"
+        " the paper.", low=0, high=64, unit="voxels",
+    )  # fmt: skip
+    noise: float = setting(
+        0.0, "SD of the noise added to generated images before the classifier looks at them, as a share of the images' range; not in the paper.", low=0, high=1
+    )  # fmt: skip
     precision: str = setting(
         "auto", "Of convolutions: 32 bits, or 16 (bfloat16) with losses in 32; auto: 16 on a CUDA GPU.", choices=("auto", "float32", "bfloat16")
     )  # fmt: skip
