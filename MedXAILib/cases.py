@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import MedXAIError, nearest
@@ -131,3 +132,70 @@ def found_image(folder: Path, image: str) -> Path | None:
             if image and path.is_file():
                 return path
     return None
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image file with its class; ``side`` is ``train``, ``test`` or empty; ``cause`` and ``mask`` are further files on its grid, where the table names them."""
+
+    name: str
+    path: Path
+    label: str
+    side: str = ""
+    cause: Path | None = None
+    mask: Path | None = None
+
+
+def labelled_images(folder) -> tuple[list[LabelledImage], dict[str, str]]:
+    """The images of a folder with their classes, by name: of its ``labels.csv`` (columns ``image`` and ``label``, and where there are such ``split``, ``cause``, ``mask``), else
+    one folder per class.
+
+    Returns
+    -------
+    images, skipped : list of LabelledImage, dict of str
+        Those of the table that cannot be used, each with the reason.
+
+    Raises
+    ------
+    MedXAIError
+        When there is no folder, no image, or the table lacks one of the two columns.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MedXAIError(f"There is no folder '{folder}'; give the folder that holds the images.")
+    table, found, skipped = table_of(folder, ""), [], {}
+    if table is None:
+        for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+            for path in sorted(inner.rglob("*")):
+                if path.name.lower().endswith(ENDINGS) and path.is_file() and not path.name.startswith("."):
+                    found.append(LabelledImage(path.relative_to(folder).as_posix(), path, inner.name))
+    else:
+        rows, names = read_table(table)
+        require_columns(table, {"image": "image", "label": "label"}, names)
+        for row in rows:
+            told = {name: (row.get(name) or "").strip() for name in ("image", "label", "split", "cause", "mask")}
+            name, side = told["image"], SIDES.get(told["split"].lower(), "")
+            paths = {"image": found_image(folder, name)}
+            paths |= {what: _beside_image(folder, what, told[what]) for what in ("cause", "mask")}
+            if not told["label"]:
+                skipped[name] = "it has no class"
+            elif paths["image"] is None:
+                skipped[name] = "there is no such file"
+            elif "split" in names and not side:
+                skipped[name] = f"its split is '{told['split']}', neither train nor test"
+            elif any(one.path == paths["image"] for one in found):
+                skipped[f"{name} (again)"] = "the table has it twice"
+            elif lost := [what for what in ("cause", "mask") if told[what] and paths[what] is None]:
+                skipped[name] = f"its {lost[0]} '{told[lost[0]]}' is not there"
+            else:
+                found.append(LabelledImage(name, paths["image"], told["label"], side, paths["cause"], paths["mask"]))
+    if not found:
+        raise MedXAIError(
+            f"'{folder}' holds no image with a class; it takes labels.csv (columns image and label) with the images beside it or in 'images', or one folder of "
+            "images per class."
+        )
+    return sorted(found, key=lambda one: one.name), skipped
+
+
+def _beside_image(folder: Path, what: str, name: str) -> Path | None:
+    return next((p for p in (folder / name, folder / f"{what}s" / name) if name and p.is_file()), None)

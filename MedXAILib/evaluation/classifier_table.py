@@ -32,7 +32,7 @@ def classifier_figures(true, probability, predicted=None) -> dict[str, Estimate]
     Returns
     -------
     dict of Estimate
-        NaN where a figure is not defined, such as the sensitivity without a positive case; its interval is NaN where it is not defined in a resample.
+        NaN where a figure is not defined, such as the sensitivity without a positive case; no interval where it is defined in less than 90 % of the resamples.
         Cases whose probability is NaN are left out.
     """
     true, probability = np.asarray(true, float), np.asarray(probability, float)

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 9999
+DEFINED = 0.9  # share of the resamples in which a statistic must be defined for an interval
 FEWEST = 8  # cases below which no interval is given: a bootstrap of fewer says little
 COVERAGES = (1.0, 0.9, 0.75, 0.5)  # section 4.6 of He et al. 2023, Table 2
 
@@ -78,9 +79,24 @@ def estimate(statistic, *columns, seed: int = 0) -> Estimate:
             method="BCa", **{name: np.random.default_rng(seed)},
         )  # fmt: skip
     low, high = (float(v) for v in found.confidence_interval)
-    if math.isnan(low) and np.ptp(found.bootstrap_distribution) < 1e-9:  # such as points on a line
-        low = high = value
+    if math.isnan(low):
+        drawn = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
+        if len(drawn) and np.ptp(drawn) < 1e-9:  # such as points on a line
+            low = high = value
+        elif len(drawn) >= DEFINED * RESAMPLES > 0 and len(drawn) < RESAMPLES:
+            low, high = _bca(statistic, columns, value, drawn)
     return Estimate(value, low, high, n)
+
+
+def _bca(statistic, columns, value, drawn) -> tuple[float, float]:
+    """The interval of `estimate` from the resamples in which the statistic is defined (Efron 1987; a share without a case of its class is not)."""
+    left_out = [float(statistic(*np.delete(columns, n, 1), axis=-1)) for n in range(columns.shape[1])]
+    apart = np.nanmean(left_out) - np.array(left_out)[np.isfinite(left_out)]
+    skew = (apart**3).sum() / (6 * (apart**2).sum() ** 1.5) if apart.any() else 0.0
+    bias = stats.norm.ppf(((drawn < value).mean() + (drawn <= value).mean()) / 2)
+    ends = bias + stats.norm.ppf([0.025, 0.975])
+    shares = stats.norm.cdf(bias + ends / (1 - skew * ends)) if math.isfinite(bias) else np.array([0.025, 0.975])
+    return tuple(float(v) for v in np.quantile(drawn, shares))
 
 
 def wilson(hits: int, n: int) -> Estimate:

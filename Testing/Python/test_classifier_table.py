@@ -64,6 +64,36 @@ def test_the_same_twice_and_cases_without_a_probability():
     assert a["accuracy"].n == 9 and a["accuracy"] == classifier_figures(TRUE, p)["accuracy"]
 
 
+def test_few_cases_have_intervals():
+    """Of ten cases with four negatives a resample may have none: an interval is made of the others, as if there were no such resample."""
+    found = classifier_figures(TRUE, P)
+    for name, one in found.items():
+        assert (
+            0 <= one.low + (name in ("informedness", "markedness", "mcc")) and one.low < one.value <= one.high <= 1
+        ), name
+    rng = np.random.default_rng(0)  # the percentile interval of the specificity, by hand
+    drawn = TRUE[at := rng.integers(0, 10, (20000, 10))]
+    with np.errstate(invalid="ignore"):
+        share = ((drawn == 0) & (P[at] <= 0.5)).sum(1) / (drawn == 0).sum(1)
+    low, high = np.nanpercentile(share, [2.5, 97.5])
+    assert found["specificity"].low == pytest.approx(low, abs=0.2) and found["specificity"].high == pytest.approx(
+        high, abs=0.1
+    )
+    assert (
+        classifier_figures([0, 1] * 4, [0.1, 0.9] * 4)["auc"].low == 1
+    )  # perfect, also where a resample has one class
+
+
+def test_the_interval_without_undefined_resamples_is_scipys():
+    from MedXAILib.evaluation import statistics
+
+    values = np.random.default_rng(1).gamma(2, size=30)
+    plain = statistics.estimate(np.mean, values)
+    drawn = np.random.default_rng(2).choice(values, (100000, 30)).mean(1)
+    low, high = statistics._bca(np.mean, values[None], values.mean(), drawn)
+    assert (low, high) == pytest.approx((plain.low, plain.high), rel=0.02)
+
+
 def test_nothing_defined_is_no_crash():
     only = classifier_figures(np.ones(20), np.linspace(0.4, 0.9, 20))
     assert only["sensitivity"].value == 16 / 20 and only["accuracy"].low < 0.8 < only["accuracy"].high
