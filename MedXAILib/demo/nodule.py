@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ class _Canvas:
         rows, columns = (slice(*np.searchsorted(self.axis, ends)) for ends in ((y0, y1), (x0, x1)))
         x, y = self.x[rows, columns], self.y[rows, columns]
         nearest, along = np.full(x.shape, np.inf), np.zeros(x.shape)
-        for n, (a, b) in enumerate(zip(points, points[1:])):
+        for n, (a, b) in enumerate(pairwise(points)):
             d = b - a
             t = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(d @ d, 1e-9), 0, 1)
             far = np.hypot(x - a[0] - t * d[0], y - a[1] - t * d[1])
@@ -353,6 +354,34 @@ def _wall(canvas, rng, shape) -> None:
     canvas.paint(_edge(np.abs(depth - 2.0 - thick / 2) - thick / 2, 0.4), -95 + 10 * grain)
     if rib:
         canvas.paint(_edge(np.abs(depth - 8.0 - thick) - 3.5, 0.4), 320 + 60 * grain)
+
+
+def simple_statistics(image: Volume) -> dict[str, float]:
+    """What can be said of a patch without looking at shapes: mean, SD, percentiles and shares of pixels by HU, in all of it and in its middle quarter."""
+    found, quarter = {}, SIZE // 4
+    for place, array in (("patch", image.array[0]), ("middle", image.array[0, quarter:-quarter, quarter:-quarter])):
+        found |= {f"{place}: mean": float(array.mean()), f"{place}: SD": float(array.std())}
+        shares = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+        found |= {f"{place}: percentile {q}": float(v) for q, v in zip(shares, np.percentile(array, shares))}
+        for hu in range(-900, 101, 100):
+            found[f"{place}: share above {hu} HU"] = float((array > hu).mean())
+            found[f"{place}: share from {hu} to {hu + 200} HU"] = float(((array > hu) & (array < hu + 200)).mean())
+    return found
+
+
+def threshold(known: list[Nodule], held_out: list[Nodule]) -> dict:
+    """What a threshold on one of `simple_statistics` reaches on held-out patches; statistic, threshold and direction are the best ones on those that are known."""
+    sides = [[simple_statistics(one.image) for one in side] for side in (known, held_out)]
+    true, best = np.array([one.spiculated for one in known]), (0.0, "", 0.0, 1)
+    for name in sides[0][0]:
+        values = np.array([row[name] for row in sides[0]])
+        for cut in np.unique(np.quantile(values, np.linspace(0.01, 0.99, 99))):
+            for sign in (1, -1):
+                best = max(best, (float(np.mean((sign * values > sign * cut) == true)), name, float(cut), sign))
+    _, name, cut, sign = best
+    answers = np.array([sign * row[name] > sign * cut for row in sides[1]])
+    right = float(np.mean(answers == [one.spiculated for one in held_out]))
+    return {"accuracy": right, "accuracy_in_training": best[0], "statistic": name, "threshold": cut, "above": sign > 0}
 
 
 def write_nodules(folder, seeds):

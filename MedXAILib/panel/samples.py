@@ -11,11 +11,13 @@ COLOURS = {
     "lesion": (0.56, 0.93, 0.56),
     "breast": (0.87, 0.71, 0.60),
     "mass": (0.56, 0.93, 0.56),
+    "smooth": (0.27, 0.55, 0.85),
+    "spiculated": (0.93, 0.55, 0.18),
 }
 
 
 def show(image, masks: dict, title: str, window: tuple[float, float]):
-    """Put an image and its masks (by name) into the scene and into the slice views; gives the volume node."""
+    """Put an image and its masks (by name, such as ``liver`` or ``nodule 1 (smooth)``) into the scene and into the slice views; gives the volume node."""
     scene = host.current().scene
     node = layers.add_volume(scene, image, title)
     node.CreateDefaultDisplayNodes()
@@ -23,6 +25,16 @@ def show(image, masks: dict, title: str, window: tuple[float, float]):
     node.GetDisplayNode().SetWindowLevelMinMax(*window)
     segmentation = segments.add_segmentation(scene, f"{title} segmentation", node)
     for name, mask in masks.items():
-        segments.set_mask(segmentation, name, mask, mask.ijk_to_ras, colour=COLOURS[name])
+        kind = name.rpartition("(")[2].rstrip(")")
+        segments.set_mask(segmentation, name, mask, mask.ijk_to_ras, colour=COLOURS[kind])
     slicer.util.setSliceViewerLayers(background=node, fit=True)
     return node
+
+
+def nodules(_source=None):
+    """Put a made-up slice of a lung, and its nodules as segments, into the scene; gives the volume node."""
+    from ..demo import nodule
+
+    with slicer.util.WaitCursor():
+        made = nodule.scan(nodule.PATIENT)
+        return show(made.image, made.masks, "Nodule phantom", (-1000, 400))

@@ -100,6 +100,83 @@ def test_dropout_can_be_weakened_for_narrow_networks():
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.25] * 3
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_strided_network_is_that_of_the_paper(dims):
+    with torch.device("meta"):
+        network = NETWORKS["StridedCNN"](dims, 1, 2)
+    blocks = [module for module in network.modules() if not list(module.children())]
+    kinds = ["Conv", "BatchNorm", "ReLU"] * 4 + ["Flatten", "Linear"]
+    assert [type(one).__name__.rstrip("23d") for one in blocks] == kinds
+    convolutions = blocks[:12:3]
+    assert [one.out_channels for one in convolutions] == [32, 64, 128, 256]
+    assert [one.stride[0] for one in convolutions] == [1, 2, 2, 2] and blocks[-1].in_features == 256 * 8**dims
+    for size in (16, 21):  # also an edge that 8 does not divide
+        torch.manual_seed(0)
+        small = NETWORKS["StridedCNN"](dims, 1, 3, size=size, width=0.125).eval()
+        assert small(torch.randn(2, 1, *[size] * dims)).shape == (2, 3) and small.features[0].out_channels == 4
+
+
+# ---- images of a physical size ---------------------------------------------------------------------------------------
+
+SPACED = QUICK | dict(network="strided", size=32, spacing=0.5, window=(-1000, 400), class_weights=True, width=0.25)
+
+
+def write_patches(folder, count=12, seed=0):
+    """CT-like patches of 16 mm in two classes; at 1 mm, at 0.5 mm, and one too large of each class."""
+    rng = np.random.default_rng(seed)
+    for label in ("faint", "dense"):
+        (folder / label).mkdir(parents=True)
+        for n in range(count):
+            edge = 16 if n % 2 else 32  # of 1 mm (resampled to 31 pixels of 0.5 mm) or of 0.5 mm
+            array = rng.normal(-850, 30, (1, edge, edge))
+            array[0, edge // 4 : edge // 2, edge // 4 : edge // 2] += 800 if label == "dense" else 300
+            image = sitk.GetImageFromArray(array.astype(np.int16))
+            image.SetSpacing((16 / edge, 16 / edge, 1.0))
+            sitk.WriteImage(image, str(folder / label / f"{n:02}.nrrd"))
+    return folder
+
+
+def test_images_with_a_spacing_have_a_physical_size_and_others_are_skipped(tmp_path):
+    folder = write_patches(tmp_path / "images")
+    settings = ClassificationSettings(**SPACED | dict(heat_cases=3, filters=4, epochs=2))
+    figures = run(train_images(folder, tmp_path / "out", settings))
+    skipped = figures["cases"]["skipped"]
+    assert len(skipped) == 12 and all(int(name[-7:-5]) % 2 or int(name[-6]) % 2 for name in skipped)
+    assert next(iter(skipped.values())) == "it has 31 × 31 pixels of 0.5 mm, and the network takes 32 × 32 (16 mm)"
+    assert figures["cases"]["training"] + figures["cases"]["test"] == 12
+    about = load(tmp_path / "out", device="cpu").package
+    assert about.network.name == "StridedCNN" and "Katzmann et al. 2021" in about.about["description"]
+    assert (about.input.spacing, about.input.size, about.input.fit) == ((0.5, 0.5), (32, 32), "window")
+    assert about.network.arguments == {
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 2,
+        "size": 32,
+        "width": 0.25,
+    }
+    shares = [one for one in figures["networks"]["strided"]["landmarks"] if one["weights"] == "trained"]
+    assert sum(one["heat_share"] for one in shares) == pytest.approx(1)  # back-projection takes them as well
+    with pytest.raises(
+        MedXAIError, match=r"No image of the class 'dense' of 20 × 20 mm is left to train on .*31 × 31 pixels"
+    ):
+        run(train_images(folder, tmp_path / "other", ClassificationSettings(**SPACED | {"size": 40})))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_strided_training_with_spacing_goes_on_to_the_same_weights(tmp_path):
+    folder = write_patches(tmp_path / "images")
+    settings = ClassificationSettings(**SPACED)
+    run(train_images(folder, tmp_path / "whole", settings))
+    steps = train_images(folder, tmp_path / "out", settings)
+    while epochs_kept(tmp_path / "out") < 2:
+        next(steps)
+    steps.close()
+    with pytest.raises(MedXAIError, match="settings differ"):
+        run(train_images(folder, tmp_path / "out", ClassificationSettings(**SPACED | {"spacing": 0.499})))
+    run(train_images(folder, tmp_path / "out", settings))
+    assert Package.read(tmp_path / "out").sha256 == Package.read(tmp_path / "whole").sha256
+
+
 # ---- the split -------------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +252,7 @@ def test_variation_follows_its_seed_and_flips_only_when_told():
     one, same, other = (vary(x, ClassificationSettings(), np.random.default_rng(n)) for n in (1, 1, 2))
     assert torch.equal(one, same) and not torch.allclose(one, other) and one.shape == x.shape
     assert not ClassificationSettings().flip
-    assert [ClassificationSettings().varied(n) for n in CLASSIFIERS] == [False, False, True, True]
+    assert [ClassificationSettings().varied(n) for n in CLASSIFIERS] == [False, False, True, True, False]
 
 
 def test_the_residual_network_ends_in_average_pooling_and_one_linear_layer():
