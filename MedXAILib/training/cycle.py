@@ -110,7 +110,7 @@ def train_pair(
     state, random = Path(state), torch.get_rng_state()
     try:
         with model.frozen():
-            work = _Work(model, sides, images, kept_back, settings, data_range, tuple(shape), seeds)
+            work = Trainer(model, sides, images, kept_back, settings, data_range, tuple(shape), seeds)
             told = read_state(state / STATE, work.networks, work.adam)
             done, best, since = told.get("epoch", 0), told.get("best"), told.get("since", 0)
             for epoch in range(done + 1, settings.epochs + 1):
@@ -174,7 +174,7 @@ def weighted(parts: dict[str, Tensor], settings) -> Tensor:
     return sum(getattr(settings, f"{name}_weight") * value for name, value in parts.items())
 
 
-class _Work:
+class Trainer:
     """The networks, their optimiser and images, and one epoch."""
 
     def __init__(self, model, sides, images, kept_back, settings, data_range, shape, seeds):
@@ -274,6 +274,7 @@ class _Work:
         loss = weighted(parts, settings)
         adam.zero_grad(set_to_none=True)
         loss.backward()
+        self._clip(self.pair)
         adam.step()
         adam.zero_grad(set_to_none=True)
         return {"generator": loss, "discriminator": judged, "adversarial": fooled} | parts
@@ -287,9 +288,15 @@ class _Work:
                 real, fakes = zip(*(one.split([len(other), len(fake)]) for one in features))
                 loss = loss + judge.loss(real, fakes, swapped)
         loss.backward()
+        for judge in self.judges:
+            self._clip(judge)
         self.adam.step()  # the generators have no gradients now, so they stay
         self.adam.zero_grad(set_to_none=True)
         return loss
+
+    def _clip(self, network):
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(network.parameters(), self.settings.clip)
 
     def judged(self) -> dict[str, float]:
         """What the generators do to the images kept back."""

@@ -295,6 +295,9 @@ class CycleTrainingSettings(Settings):
     discriminator_rate: float = setting(
         2e-4, "Learning rate of Adam for the discriminators (not told in the paper).", low=1e-8, high=1
     )
+    clip: float = setting(
+        1.0, "Largest norm of the generators' and of each discriminator's gradient; what is longer is shortened to it; 0: no limit.", low=0, high=1e9
+    )  # fmt: skip
     patience: int = setting(
         10, "Epochs without a better validation score after which the training ends; 0: never.", low=0, high=10**6
     )  # fmt: skip

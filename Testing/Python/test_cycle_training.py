@@ -107,10 +107,10 @@ def test_the_classifier_and_the_random_state_are_left_as_they_were(tmp_path):
 
 def test_one_pass_less_changes_nothing(tmp_path):
     """The step equals the plain loop, in which the discriminators' step and the generators' step each make their own images."""
-    from MedXAILib.training.cycle import _Work, generator_losses, weighted
+    from MedXAILib.training.cycle import Trainer, generator_losses, weighted
 
-    settings, model = CycleTrainingSettings(**CPU), classifier(window(2)[0])
-    works = [_Work(model, SIDES, [], None, settings, 1.0, (EDGE, EDGE), (0, 1)) for _ in range(2)]
+    settings, model = CycleTrainingSettings(**CPU, clip=0), classifier(window(2)[0])
+    works = [Trainer(model, SIDES, [], None, settings, 1.0, (EDGE, EDGE), (0, 1)) for _ in range(2)]
     swapped = torch.tensor([True, False] * 4)
     for n in range(3):
         x, other = noise_images(8, seed=2 * n), noise_images(8, seed=2 * n + 1)
