@@ -40,11 +40,11 @@ class RunRequest:
     Parameters
     ----------
     method : str
-        Such as ``dream``.
+        Such as ``dream``; ``train-cycle`` trains an explainer, without volumes and segments.
     model : str
         Folder of the model package.
     volumes : sequence of Volume or StoredVolume
-        One per channel; the first one's grid is that of the result.
+        One per channel; the first one's grid is that of the result. Empty for a training.
     settings : dict
         Plain values (`Settings.to_json`).
     segments : sequence of Volume or StoredVolume

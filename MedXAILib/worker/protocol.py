@@ -7,8 +7,8 @@ travels as ``{"$float": "NaN"}`` (or ``Infinity``, ``-Infinity``) and is a float
 Commands
 --------
 run
-    ``panel`` (a newer job of the same panel replaces the older one), ``method``, ``model`` (folder), ``trusted`` (SHA-256 of the
-    programs the user trusts), ``volumes`` and ``segments`` (masks; lists of `wire.describe_volume`, the second may be empty), ``settings``
+    ``panel`` (a newer job of the same panel replaces the older one), ``method`` (or ``train-cycle``), ``model`` (folder), ``trusted`` (SHA-256
+    of the programs the user trusts), ``volumes`` and ``segments`` (masks; lists of `wire.describe_volume`, both may be empty), ``settings``
     (plain values), ``folder`` (private to this run, made by the client, removed by the client).
 describe
     ``model``, and ``trusted`` as above (left out: none): the reply is ``described``.

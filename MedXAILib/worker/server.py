@@ -22,6 +22,9 @@ from .cache import Cache
 from .failures import explain_failure, main_memory
 from .reporting import Reporter
 
+#: The training of a cycle explainer: a job without volumes, which reads its images itself.
+TRAIN_CYCLE = "train-cycle"
+
 
 class Engine:
     """What the server needs of the engine; tests bring their own."""
@@ -61,13 +64,21 @@ class Engine:
         return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
 
     def settings(self, method: str, values: dict):
-        """The checked settings of a method."""
+        """The checked settings of a method, or of the training ``train-cycle``."""
+        if method == TRAIN_CYCLE:
+            from ..training.settings import CycleJobSettings
+
+            return CycleJobSettings.from_json(values)
         if method not in METHODS:
             raise MedXAIError(f"There is no method '{method}'{nearest(method, METHODS)}; known: {', '.join(METHODS)}.")
         return METHODS[method].from_json(values)
 
     def explain(self, method: str, model, volumes, settings, segments):
-        """The generator of steps."""
+        """The generator of steps; that of a training takes no volumes."""
+        if method == TRAIN_CYCLE:
+            from ..training.cycles import training_job
+
+            return training_job(model, settings)
         from ..evaluation.judged import explain
 
         return explain(method, model, volumes, settings, segments)

@@ -240,3 +240,14 @@ def do_pool(engine, model, volumes, settings, segments):
         value = pool.apply(abs, (-7,))
     yield Step(1.0, "pooled")
     return explanation(volumes[0], scores={"value": value, "free": int(isinstance(volumes[0], Volume))})
+
+
+def do_training(engine, model, volumes, settings, segments):
+    """A work without volumes: epochs with points, and an explanation without maps."""
+    for epoch in range(1, settings.epochs + 1):
+        time.sleep(getattr(settings, "pause", 0))
+        yield Step(
+            epoch / settings.epochs, f"epoch {epoch}", (Point("validation", epoch, {"probability": epoch / 10}),)
+        )
+    curve = Curve("Validation", "epoch", {"epoch": np.arange(1.0, settings.epochs + 1)})
+    return Explanation("train-cycle", "A training", curves={"validation": curve}, scores={"given": len(volumes) + len(segments)}, provenance={"folder": "somewhere"})  # fmt: skip
