@@ -80,14 +80,18 @@ def _parser():
     _models_parser(commands)
     _features_parser(commands)
     _train_parser(commands)
-    phantoms = commands.add_parser(
-        "phantoms", help="write mammogram-like phantoms with and without masses, and their masks"
-    )
+    about = "write phantoms of two classes with what tells them apart: mammograms with and without masses, or smooth and spiculated nodules of the lung"
+    phantoms = commands.add_parser("phantoms", help=about, description=about)
+    phantoms.add_argument("--kind", choices=("mammogram", "nodule"), default="mammogram", help="[mammogram]")
     phantoms.add_argument(
         "--seeds", type=int, nargs=2, action="append", metavar=("FIRST", "LAST"), help="LAST excluded; may come again [1000 1060]"
     )  # fmt: skip
     phantoms.add_argument(
-        "--size", type=int, nargs=2, default=(128, 128), metavar=("ROWS", "COLUMNS"), help="[128 128]"
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("ROWS", "COLUMNS"),
+        help="of mammograms [128 128]; nodules are 64 × 64 at 45 mm",
     )
     phantoms.add_argument("--output", type=Path, required=True, help="a new folder")
     phantoms.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
@@ -126,6 +130,8 @@ def _method_parser(commands, name, cls):
     )
     parser.add_argument("--segmentation", type=Path, help=what)
     parser.add_argument("--segment", help="name, or label value, of one of its segments")
+    if name == "cycle":
+        parser.add_argument("--background", type=int, default=32, metavar="N", help="with --cohort: images of the train side that DeepSHAP compares with, at most [32]")  # fmt: skip
     if name == "counterfactual":
         parser.add_argument("--organ", help="name, or label value, of the segment that the region must lie in")
         parser.add_argument("--start", type=Path, metavar="FILE", help="mask.nrrd of an earlier run, to go on from")
@@ -338,6 +344,13 @@ def _study(options, chosen):
         from .evaluation import cohort, picture
 
         return lambda model, log: cohort(model, folder, chosen, segment, log), picture
+    if options.method == "cycle":
+        from .evaluation.cycle_cohort import cycle_cohort
+        from .evaluation.cycle_page import cycle_picture
+
+        if segment:
+            raise MedXAIError("The cases of --cohort bring their own masks; leave --segment out.")
+        return lambda model, log: cycle_cohort(model, folder, chosen, log, background=options.background), cycle_picture
     if options.grid:
         from .evaluation.impact_grid import grid_of, impact_grid
 
@@ -435,11 +448,19 @@ def _trusted(options, *folders) -> set[str]:
 
 
 def _phantoms(options) -> int:
-    from .demo.mammogram import write_mammograms
-
-    progress = _Progress(options.json)
     seeds = [seed for ends in options.seeds or [(1000, 1060)] for seed in range(*ends)]
-    progress.drive(write_mammograms(options.output, seeds, tuple(options.size)))
+    if options.kind == "nodule":
+        from .demo.nodule import write_nodules
+
+        if options.size:
+            raise MedXAIError("--size means nothing with --kind nodule; leave it out.")
+        steps = write_nodules(options.output, seeds)
+    else:
+        from .demo.mammogram import SHAPE, write_mammograms
+
+        steps = write_mammograms(options.output, seeds, tuple(options.size or SHAPE))
+    progress = _Progress(options.json)
+    progress.drive(steps)
     progress.end()
     print(f"  {options.output}")
     return DONE
