@@ -10,7 +10,7 @@ from .cycle_cohort import CycleCohort
 from .figure import new_figure
 
 BLUE, RED, GREY, GREEN = "#2f6db3", "#c0392b", "#777777", "#2a9d4a"
-_ENDS = {"deepshap": "logits", "deeptaylor": "logits", "lrp": "logits", "gradient": "logits per unit"}
+_ENDS = {"deepshap": "logits", "deeptaylor": "logits", "lrp": "logits", "gradient": "logits per network unit"}
 
 
 def cycle_picture(cohort: CycleCohort, path) -> None:
@@ -54,7 +54,7 @@ def _told(scores, name) -> str:
 def _points(ax, at, values, low, mean, high, color, jitter) -> None:
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
-    ax.plot(at + jitter.uniform(-0.22, 0.22, len(values)), values, ".", color=color, alpha=0.25, markersize=4, markeredgewidth=0)  # fmt: skip
+    ax.plot(at + jitter.uniform(-0.22, 0.22, len(values)), values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)  # fmt: skip
     if mean == mean:
         ends = [[0], [0]] if low != low else [[mean - low], [high - mean]]
         ax.errorbar([at], [mean], ends, fmt="o", color="black", capsize=4, markersize=5)
