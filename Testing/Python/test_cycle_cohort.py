@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sys
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from scipy import stats
 from test_impact_cohort import opened, packaged
 from torch import nn
 
-from MedXAILib import io
+from MedXAILib import cli, io
 from MedXAILib.errors import MedXAIError
 from MedXAILib.evaluation import cycle_cases
 from MedXAILib.evaluation.cycle_cases import MEASURES, agreement
@@ -376,7 +377,7 @@ def test_refusals_in_one_sentence(model, folder, tmp_path):
 # ---- the explainer itself, the page ----------------------------------------------------------------------------------
 
 
-def test_a_real_explainer(tmp_path, folder):
+def test_a_real_explainer(tmp_path, folder, capsys):
     """A package of generators that add and take away 0.5 everywhere: R is 1 in network units."""
     from safetensors.torch import save_file
 
@@ -401,6 +402,20 @@ def test_a_real_explainer(tmp_path, folder):
     odds = np.array([f(x) for _, x in rows_of(folder)])
     np.testing.assert_allclose(result.tables["cases"].columns["probability_positive"], 1 / (1 + np.exp(-odds - GAIN * 4.5)), rtol=1e-4)  # fmt: skip
     assert result.examples[0].maps["R"] == pytest.approx(SCALE, rel=1e-5)  # in the volume's units
+    # And as a person does it.
+    out = tmp_path / "out"
+    options = ["--cohort", str(folder), "--output", str(out), "--device", "cpu", "--background", "3", "--trust"]
+    assert cli.main(["cycle", "--model", str(package.folder), *options]) == 0
+    about = json.loads((out / "explanation.json").read_text(encoding="utf-8"))
+    assert about["explainer"]["name"] == "pair" and about["scores"]["cases"] == 12 and about["command"][1] == "cycle"
+    with (out / "agreement.csv").open(encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["auc"] == "0.5"
+    assert {"classifier.csv", "transfer.csv", "tests.csv", "cases.csv", "cases.jsonl"} <= {
+        one.name for one in out.iterdir()
+    }
+    assert (out / "report.png").is_file() or any("report.png was not written" in note for note in about["notes"])
+    assert cli.main(["cycle", "--model", str(package.folder), *options[:2], "--label", "cyst", "--output", str(tmp_path / "no"), "--trust"]) == 1  # fmt: skip
+    assert "not for 'cyst'" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_the_examples_and_the_page(model, folder, tmp_path):
