@@ -115,9 +115,7 @@ def deepshap(model, x: Tensor, label: int, background: Tensor, negative: int | N
                 with graphs.no_autocast(x.device), warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that it sets hooks, which it takes away again
                     pairs = x.detach().expand_as(some).contiguous(), some.contiguous()
-                    values = captum.DeepLift(network).attribute(
-                        *pairs
-                    )  # as DeepLiftShap, which refuses one image alone
+                    values = captum.DeepLift(network).attribute(*pairs)  # DeepLiftShap refuses one image alone
             except (RuntimeError, AssertionError) as error:
                 raise model.refusal(error, x) from error
             found = found + values.detach().sum((0, 1)) / len(background)
@@ -191,6 +189,8 @@ def _captum():
 def _checked(model, x, weights, number: int) -> fx.GraphModule:
     """The canonical network for ``number`` images of the shape of ``x``; refused where it does not compute what the network does."""
     network = canonical(model, x[:1].expand(number, *x.shape[1:]), weights)
+    if network.meta.get("checked"):
+        return network
     with torch.no_grad(), graphs.no_autocast(x.device):
         given = torch.cat([x, x[:1].expand(number - len(x), *x.shape[1:])]) if number > len(x) else x[:number]
         ours, theirs = network(given.clone()), model.logits(x[:1])[0].double() @ torch.tensor(weights).to(x.device, torch.double)  # fmt: skip
@@ -198,6 +198,7 @@ def _checked(model, x, weights, number: int) -> fx.GraphModule:
         raise MedXAIError(
             f"'{model.package.name}' cannot be taken apart layer by layer: so it gives {float(ours[0]):.6g}, not {float(theirs):.6g}."
         )
+    network.meta["checked"] = True
     return network
 
 
@@ -296,7 +297,7 @@ class _Relevance(fx.Interpreter):
             named = node.target._schema.arguments
             return node.target(*(values[one.name] for one in named if not one.kwarg_only), **{one.name: values[one.name] for one in named if one.kwarg_only})  # fmt: skip
 
-        if self.box is None or not self.box:  # ε
+        if not self.box:  # ε
             if bias is not None:
                 bias = bias.detach().clone().requires_grad_()
                 self.biases.append(bias)
