@@ -218,7 +218,6 @@ def _features_parser(commands):
 def _train_parser(commands):
     from .training.settings import (
         ClassificationSettings,
-        CycleTrainingSettings,
         InpainterSettings,
         SegmentationSettings,
     )
@@ -279,7 +278,7 @@ def _train_parser(commands):
         "--trust", nargs="?", const="", metavar="SHA256", help="run the classifier although it is a program (.ts, .pt2); with its SHA-256, only that one"
     )  # fmt: skip
     cycle.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
-    _add_settings(cycle.add_argument_group("settings"), CycleTrainingSettings)
+    _add_settings(cycle.add_argument_group("settings"), settings.CycleTrainingSettings)
     cycle.set_defaults(call=_train_cycle, parser=cycle)
 
 
@@ -647,9 +646,8 @@ def _train_inpainter(options) -> int:
 def _train_cycle(options) -> int:
     from .models import load
     from .training.cycles import beside, epochs_kept, train_cycle
-    from .training.settings import CycleTrainingSettings
 
-    wanted = _on_device(CycleTrainingSettings(**_given(options, CycleTrainingSettings)))
+    wanted = _on_device(settings.CycleTrainingSettings(**_given(options, settings.CycleTrainingSettings)))
     output = options.output or beside(options.model)
     progress = _Progress(options.json)
     model = load(options.model, wanted.device, _trusted(options, options.model))

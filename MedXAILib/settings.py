@@ -427,6 +427,113 @@ class CycleSettings(Settings):
     device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", advanced=True)
 
 
+def check_where(where) -> None:
+    """Refuse a condition on rows of a table that is not COLUMN=VALUE."""
+    for one in where:
+        if not one.partition("=")[0].strip() or "=" not in one:
+            raise MedXAIError(f"--where is '{one}'; it takes COLUMN=VALUE.")
+
+
+@dataclass(frozen=True)
+class CycleTrainingSettings(Settings):
+    """Settings of `medxai train cycle`: the networks and losses of Katzmann et al. 2021 (sections 2 and 3.2). What the paper does not tell is chosen, and said so."""
+
+    positive: str = setting("", "Class of G⁺, by name; empty: the model's last label.")
+    negative: str = setting(
+        "", "Class of G⁻; empty: the other one of two, or 'not' the positive one where each label stands for itself; of more than two it must be named."
+    )  # fmt: skip
+    patch: int = setting(
+        0, "Edge of the patches that images are cut into; 0: the model's size, or whole images, all of one size, where it takes any.", low=0, high=4096,
+        unit="voxels",
+    )  # fmt: skip
+    width: float = setting(
+        1.0, "Factor for the number of filters of generators and discriminators; 1: the paper's.", low=0.01, high=16
+    )
+    residual: bool = setting(
+        True, "The generators give what is added to the image, so that they begin as identity; no: the image itself, as in the paper's figures."
+    )  # fmt: skip
+    tied: bool = setting(
+        False, "The discriminators' last layer treats both images of a pair alike; no: two neurons, and shuffled order, as in the paper."
+    )  # fmt: skip
+    epochs: int = setting(100, "Epochs at most.", low=1, high=10**6)
+    batch: int = setting(16, "Images per step (not told in the paper).", low=1, high=4096)
+    learning_rate: float = setting(
+        2e-4, "Learning rate of Adam for the generators (not told in the paper).", low=1e-8, high=1
+    )
+    discriminator_rate: float = setting(
+        2e-4, "Learning rate of Adam for the discriminators (not told in the paper).", low=1e-8, high=1
+    )
+    clip: float = setting(
+        1.0, "Largest norm of the generators' and of each discriminator's gradient; what is longer is shortened to it; 0: no limit.", low=0, high=1e9
+    )  # fmt: skip
+    patience: int = setting(
+        10, "Epochs without a better validation score after which the training ends; 0: never.", low=0, high=10**6
+    )  # fmt: skip
+    cycle_weight: float = setting(1.0, "Weight of the cycle loss, eq. 2; 1 in the paper.", low=0, high=1e6)
+    similarity_weight: float = setting(1.0, "Weight of the similarity loss; 1 in the paper.", low=0, high=1e6)
+    adversarial_weight: float = setting(1.0, "Weight of the discriminators' loss; 1 in the paper.", low=0, high=1e6)
+    activation_weight: float = setting(1.0, "Weight of the activation loss; 1 in the paper.", low=0, high=1e6)
+    similarity: str = setting(
+        "dssim", "What keeps G(x) near x: structural dissimilarity as in the paper, the mean absolute difference, the mean square, or the first two, half each.",
+        choices=("dssim", "l1", "l2", "dssim+l1"),
+    )  # fmt: skip
+    activation: str = setting(
+        "cross-entropy", "How the class is raised: cross-entropy as in the paper, or the log-odds themselves, which have no bound.",
+        choices=("cross-entropy", "linear"),
+    )  # fmt: skip
+    dssim: str = setting(
+        "standard", "(1 − SSIM) / 2 with constants for the images' range, or eq. 1 as printed.", choices=("standard", "paper")
+    )  # fmt: skip
+    data_range: float = setting(
+        0.0, "Range of the images in network units, for SSIM; 0: that of the model's intensity window, or of the images.", low=0, high=1e9
+    )  # fmt: skip
+    flip: bool = setting(False, "Mirror images along each axis at random.")
+    jitter: int = setting(
+        0, "Shift generated images at random by up to this much before the classifier looks at them, so that nothing is learned that it sees at one position only; not in"
+        " the paper.", low=0, high=64, unit="voxels",
+    )  # fmt: skip
+    noise: float = setting(
+        0.0, "SD of the noise added to generated images before the classifier looks at them, as a share of the images' range; not in the paper.", low=0, high=1
+    )  # fmt: skip
+    precision: str = setting(
+        "auto", "Of convolutions: 32 bits, or 16 (bfloat16) with losses in 32; auto: 16 on a CUDA GPU.", choices=("auto", "float32", "bfloat16")
+    )  # fmt: skip
+    validation_share: float = setting(
+        0.1, "Share of the images that is kept back for validation, at least one.", low=0.01, high=0.5
+    )
+    table: str = setting("", "Table of the images (CSV); by default labels.csv in the folder, or every image in it.")
+    image_column: str = setting(
+        "image", "Column of the table that holds the file name, in the folder or in its folder 'images'."
+    )
+    where: tuple[str, ...] = setting(
+        (), "Rows of the table to take, such as 'view=PA'; of several conditions all must hold."
+    )
+    split_column: str = setting("", "Column that says train or test: rows with train are trained on.")
+    group_column: str = setting(
+        "", "Column whose equal values are kept back together; by default patient_id, where the table has it."
+    )  # fmt: skip
+    half: bool = setting(False, "Store the weights as 16-bit numbers.")
+    seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.patch and self.patch < 8:
+            raise MedXAIError(f"--patch is {self.patch}; it takes 0 or at least 8 voxels.")
+        check_where(self.where)
+
+
+@dataclass(frozen=True)
+class CycleJobSettings(CycleTrainingSettings):
+    """`CycleTrainingSettings` with what the command takes as arguments: the job ``train-cycle`` of the worker."""
+
+    source: str = setting("", "Folder of the images to train on.")
+    output: str = setting("", "A new folder: the explainer. A training that was stopped goes on.")
+    finish: bool = setting(
+        False, "Train no further: make the explainer of the best weights of a training that was stopped."
+    )
+
+
 METHODS = {
     "dream": DreamSettings,
     "ability": AbilitySettings,

@@ -29,12 +29,3 @@ def show(image, masks: dict, title: str, window: tuple[float, float]):
         segments.set_mask(segmentation, name, mask, mask.ijk_to_ras, colour=COLOURS[kind])
     slicer.util.setSliceViewerLayers(background=node, fit=True)
     return node
-
-
-def nodules(_source=None):
-    """Put a made-up slice of a lung, and its nodules as segments, into the scene; gives the volume node."""
-    from ..demo import nodule
-
-    with slicer.util.WaitCursor():
-        made = nodule.scan(nodule.PATIENT)
-        return show(made.image, made.masks, "Nodule phantom", (-1000, 400))

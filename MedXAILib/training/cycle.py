@@ -19,10 +19,10 @@ from ..evaluation.resume import Log
 from ..explanation import Point, Step
 from ..models.generators import GeneratorPair
 from ..models.model import Model
+from ..settings import CycleTrainingSettings
 from .cycle_losses import activation_loss, keeping_losses
 from .discriminator import PairDiscriminator
 from .saving import read_state, read_weights, save_weights, weights_of, write_state
-from .settings import CycleTrainingSettings
 
 STATE, BEST = "state.safetensors", "best.safetensors"
 LOSSES = ("generator", "discriminator", "cycle", "similarity", "activation", "adversarial")

@@ -19,11 +19,11 @@ from ..files import check_new_folder, plain, write_csv
 from ..methods.provenance import provenance
 from ..models import prepare
 from ..models.model import Model
+from ..settings import CycleJobSettings, CycleTrainingSettings
 from .cycle import BEST, JUDGED, LOSSES, Sides, best_weights, cut, train_pair
 from .cycle_pages import samples_page
 from .images import Images, kept_back, read_images, require_enough
-from .saving import command_of, finished, write_figures, write_trained
-from .settings import CycleJobSettings, CycleTrainingSettings
+from .saving import command_of, finished, lift, write_figures, write_trained
 
 EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
 KIND = "an explainer"
@@ -92,7 +92,7 @@ def beside(model_folder) -> Path:
 
 
 def named(settings):
-    """The settings without paths of this computer, and without what does not change the result."""
+    """The settings without paths of this computer."""
     return replace(settings, table=Path(settings.table).name if settings.table else "")
 
 
@@ -174,7 +174,7 @@ def _whole(model, sides, names, images, source, folder, settings, command, finis
             "notes": images.notes,
         }
         write_figures(partial, figures)
-        _lift(trained, partial)
+        lift(trained)
         shutil.rmtree(state)
         (partial / EPOCHS).unlink()
     return _told(model, settings, names, folder, columns, figures, began)
@@ -330,12 +330,6 @@ class _Sampler:
                 self.notes.append(note)
         else:
             new.replace(self.path)
-
-
-def _lift(inner: Path, folder: Path) -> None:
-    for file in inner.iterdir():
-        file.rename(folder / file.name)
-    inner.rmdir()
 
 
 def _told(model, settings, names, folder, columns, figures, began) -> Explanation:

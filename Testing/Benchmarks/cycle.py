@@ -25,10 +25,9 @@ from MedXAILib.models.generators import GeneratorPair
 from MedXAILib.models.networks import StridedCNN
 from MedXAILib.models.ssim import scales_of
 from MedXAILib.package import write_package
-from MedXAILib.settings import CycleSettings
+from MedXAILib.settings import CycleSettings, CycleTrainingSettings
 from MedXAILib.training.cycle import Sides, Trainer
 from MedXAILib.training.saving import save_weights, weights_of
-from MedXAILib.training.settings import CycleTrainingSettings
 from MedXAILib.volume import Volume
 
 from .ability import _wait

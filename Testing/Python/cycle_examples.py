@@ -14,9 +14,9 @@ from MedXAILib.models import load
 from MedXAILib.models.generators import GeneratorPair
 from MedXAILib.models.networks import StridedCNN
 from MedXAILib.package import Package, write_package
+from MedXAILib.settings import CycleTrainingSettings
 from MedXAILib.training.cycle import BEST, train_pair
 from MedXAILib.training.saving import read_weights, save_weights, weights_of
-from MedXAILib.training.settings import CycleTrainingSettings
 from MedXAILib.volume import Volume
 
 EDGE = 16

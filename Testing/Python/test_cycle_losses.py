@@ -13,10 +13,10 @@ from torch import nn
 
 from MedXAILib.models.generators import Generator, GeneratorPair, widths
 from MedXAILib.models.ssim import dssim
+from MedXAILib.settings import CycleTrainingSettings
 from MedXAILib.training.cycle import Sides, generator_losses, weighted
 from MedXAILib.training.cycle_losses import activation_loss, keeping_losses
 from MedXAILib.training.discriminator import PairDiscriminator
-from MedXAILib.training.settings import CycleTrainingSettings
 
 DIMS = pytest.mark.parametrize("dims", (2, 3))
 SIDES = Sides(1, 0)

@@ -24,10 +24,10 @@ from MedXAILib.evaluation.resume import Log
 from MedXAILib.explanation import run
 from MedXAILib.files import partial_of
 from MedXAILib.package import Package
+from MedXAILib.settings import CycleJobSettings, CycleTrainingSettings
 from MedXAILib.training.cycle import BEST, STATE, Sides, train_pair
 from MedXAILib.training.cycles import epochs_kept, train_cycle, training_job
 from MedXAILib.training.saving import read_weights
-from MedXAILib.training.settings import CycleJobSettings, CycleTrainingSettings
 
 SIDES = Sides(1, 0)
 FAST = dict(width=0.05, batch=8, learning_rate=2e-3)

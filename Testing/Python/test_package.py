@@ -136,7 +136,7 @@ def test_a_missing_field_is_named(tmp_path, path):
         ("name", "  ", "takes text"),
         ("name", 3, "takes text"),
         ("task", "segmentations", "did you mean 'segmentation'?"),
-        ("task", ["segmentation"], "takes segmentation, classification or inpainting"),
+        ("task", ["segmentation"], "takes segmentation, classification, inpainting or explanation"),
         ("description", 5, "takes text"),
         ("weights", "../weights.pt", "bare name"),
         ("weights", "C:\\weights.pt", "bare name"),
