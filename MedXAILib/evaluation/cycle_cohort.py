@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import numpy as np
 
@@ -99,6 +100,8 @@ def cycle_cohort(
         tests="paired t, two-sided, d_z = mean / SD of the differences; Wilcoxon signed-rank, two-sided, zeros after Pratt, Holm over all rows",
         seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
+    if "deepshap" in methods:
+        result.provenance["versions"]["captum"] = version("captum")
     return result
 
 

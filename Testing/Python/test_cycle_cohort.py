@@ -253,6 +253,32 @@ def test_larger_images_are_looked_at_around_their_masks(model, folder, tmp_path)
         run(cycle_cohort(model, large, SETTINGS, rivals=()))
 
 
+def test_solid_volumes(tmp_path, monkeypatch):
+    """A 3-D network: the same maps in four slices; a picture shows the slice with most of the cause."""
+    deep = np.zeros((4, EDGE, EDGE))
+    deep[1:3] = MOVE
+    cause = np.zeros_like(deep)
+    cause[2], cause[1] = CAUSE, CAUSE / 2
+    move = torch.tensor(deep, dtype=torch.float32)
+    pair = generators()
+    pair.images = lambda x: (x + move, x - move)
+    monkeypatch.setattr(cycle_cases, "pair_of", lambda *_: (pair, {"name": "pair", "sha256": "2" * 64}))
+    net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 4 * EDGE * EDGE, 2))
+    size = {"size": [4, EDGE, EDGE], "fit": "pad", "intensity": {"kind": "linear", "multiply": 1 / SCALE, "add": 0.0}}
+    model, rows = opened(packaged(tmp_path / "net", 3, net, input=size)), []
+    for n in range(8):
+        array = np.stack([image(4 * n + k, "mass") for k in range(4)])
+        write(tmp_path / "cases" / "images", f"{n}.nrrd", array)
+        rows.append({"image": f"{n}.nrrd", "label": ("healthy", "mass")[n % 2], "cause": "cause.nrrd"})
+    write(tmp_path / "cases" / "causes", "cause.nrrd", cause.astype(np.float32))
+    table_of(tmp_path / "cases", rows, ("image", "label", "cause"))
+    result = run(cycle_cohort(model, tmp_path / "cases", SETTINGS, rivals=("deeptaylor", "lrp", "gradient")))
+    assert result.scores["auc_R"] == pytest.approx(agreement(deep, cause)["auc"])
+    assert result.tables["agreement"].columns["method"] == ["R", "deeptaylor", "lrp", "gradient"]
+    assert result.examples[0].maps["R"].shape == (EDGE, EDGE)
+    np.testing.assert_allclose(result.examples[0].cause, CAUSE, rtol=1e-5)
+
+
 # ---- stopped, and gone on --------------------------------------------------------------------------------------------
 
 
