@@ -148,13 +148,17 @@ def _method_parser(commands, name, cls):
     parser.add_argument("--no-scene", action="store_true", help="leave out scene.mrb and report.png")
     parser.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     group = parser.add_argument_group("settings")
-    if presets := getattr(cls, "PRESETS", {}):
-        group.add_argument("--preset", choices=tuple(presets), default=next(iter(presets)), help=f"values of those that are not given [{next(iter(presets))}]")  # fmt: skip
+    _add_preset(group, cls)
     _add_settings(group, cls)
     parser.set_defaults(call=_method, method=name, settings_class=cls, parser=parser)
 
 
 _METAVARS = {str: "TEXT", int: "N", float: "NUMBER", tuple: "A,B,…"}
+
+
+def _add_preset(group, cls):
+    if presets := getattr(cls, "PRESETS", {}):
+        group.add_argument("--preset", choices=tuple(presets), default=next(iter(presets)), help=f"values of those that are not given [{next(iter(presets))}]")  # fmt: skip
 
 
 def _add_settings(group, cls):
@@ -278,6 +282,7 @@ def _train_parser(commands):
         "--trust", nargs="?", const="", metavar="SHA256", help="run the classifier although it is a program (.ts, .pt2); with its SHA-256, only that one"
     )  # fmt: skip
     cycle.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    _add_preset(cycle, settings.CycleTrainingSettings)
     _add_settings(cycle.add_argument_group("settings"), settings.CycleTrainingSettings)
     cycle.set_defaults(call=_train_cycle, parser=cycle)
 
@@ -286,8 +291,7 @@ def _method(options) -> int:
     from . import files, output
 
     files.check_new_folder(options.output)
-    preset = getattr(options.settings_class, "PRESETS", {}).get(getattr(options, "preset", ""), {})
-    chosen = options.settings_class.from_json(preset | _given(options, options.settings_class))
+    chosen = options.settings_class.from_json(_given(options, options.settings_class))
     if getattr(options, "cohort", None):
         return _cohort(options, chosen)
     for name in ("grid", "no_ablation"):
@@ -498,8 +502,9 @@ def _reference(options) -> int:
 
 
 def _given(options, cls) -> dict:
-    """The settings of a class that the command names."""
-    return {one.name: getattr(options, one.name) for one in settings.about(cls) if hasattr(options, one.name)}
+    """The settings of a class that the command names, and those of its preset."""
+    preset = getattr(cls, "PRESETS", {}).get(getattr(options, "preset", ""), {})
+    return preset | {one.name: getattr(options, one.name) for one in settings.about(cls) if hasattr(options, one.name)}
 
 
 def _refuse(names, chosen, where: str) -> None:
