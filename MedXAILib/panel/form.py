@@ -90,9 +90,11 @@ class SettingsForm:
     own : dict
         Settings that the panel shows in its own place: name to the widget that holds it (a `qt.QLineEdit`), or to None
         when the panel keeps the parameter itself.
+    ordinary : tuple of str, optional
+        The settings that are not advanced; by default as the settings class says.
     """
 
-    def __init__(self, settingsClass, layout, advancedLayout, own: dict | None = None):
+    def __init__(self, settingsClass, layout, advancedLayout, own: dict | None = None, ordinary=None):
         self.settingsClass = settingsClass
         self.rows = {row.name: row for row in rowsOf(settingsClass)}
         self.widgets, self.labels = {}, {}
@@ -108,7 +110,8 @@ class SettingsForm:
             label.toolTip = row.toolTip
             label.setBuddy(widget)
             self.labels[row.name] = label
-            (advancedLayout if row.about.advanced else layout).addRow(label, widget)
+            hidden = row.about.advanced if ordinary is None else row.name not in ordinary
+            (advancedLayout if hidden else layout).addRow(label, widget)
 
     def _adopt(self, row: Row, widget):
         widget.toolTip = row.toolTip

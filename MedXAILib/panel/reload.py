@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-MODULES = ("MedXAIModels", "MedXAIDeepDream", "MedXAISegmentationAbility", "MedXAIFeatureBackProjection", "MedXAICounterfactualImpact")  # fmt: skip
+MODULES = ("MedXAIModels", "MedXAIDeepDream", "MedXAISegmentationAbility", "MedXAIFeatureBackProjection", "MedXAICounterfactualImpact", "MedXAICycleExplanation")  # fmt: skip
 
 
 def reloadPanels():

@@ -1,4 +1,4 @@
-"""One worker for the whole Slicer session, shared by every panel."""
+"""One worker for the whole Slicer session, shared by every panel, and one for trainings, which take hours."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..worker.transports import QtClient
 PYTHON = "MedXAI/WorkerPython"
 
 _client: QtClient | None = None
+_training: QtClient | None = None
 
 
 def client() -> QtClient:
@@ -19,6 +20,15 @@ def client() -> QtClient:
         _client = QtClient(chooseLaunch, temporary=slicer.app.temporaryPath)
         slicer.app.connect("aboutToQuit()", closeSession)
     return _client
+
+
+def trainingClient() -> QtClient:
+    """The client of the worker that trains: a process of its own, so that explanations need not wait for a training."""
+    global _training
+    if _training is None:
+        client()  # which ends both with the application
+        _training = QtClient(chooseLaunch, temporary=slicer.app.temporaryPath)
+    return _training
 
 
 def chooseLaunch() -> launch.Launch:
@@ -38,13 +48,17 @@ def workerPython() -> str:
 def setWorkerPython(path: str):
     """Use another Python from the next worker on, and end the present one."""
     slicer.app.userSettings().setValue(PYTHON, path)
-    if _client is not None:
-        _client.shutdown()
+    for one in (_client, _training):
+        if one is not None:
+            one.shutdown()
 
 
 def closeSession():
-    """End the worker and every run, now: at the application's end and before a reload."""
-    global _client
+    """End both workers and every run, now: at the application's end and before a reload."""
+    global _client, _training
+    if _training is not None:
+        old, _training = _training, None
+        old.shutdown()
     if _client is not None:
         old, _client = _client, None
         slicer.app.disconnect("aboutToQuit()", closeSession)

@@ -7,7 +7,7 @@ import numpy as np
 from ..explanation import Explanation, Layer, Patch
 from ..volume import Volume
 from . import layers, pick, read, remove, repeat
-from .nodes import INPUT, find, of_class, voxels
+from .nodes import INPUT, find, modifying, of_class, voxels
 from .segments import grid_of
 
 POSITIVE, NEGATIVE, RELEVANCE, UP, DOWN, MORPH = (
@@ -132,8 +132,9 @@ class Cycle:
         if node is None or not self._read():
             return
         at = min(max(float(at), -1.0), 1.0)
-        node.SetAttribute(POSITION, f"{at:g}")
-        layers.write_voxels(node, Patch(_between(*self._parts, at), (0, 0, 0)))
+        with modifying(node):  # its observers look once
+            node.SetAttribute(POSITION, f"{at:g}")
+            layers.write_voxels(node, Patch(_between(*self._parts, at), (0, 0, 0)))
 
     def _read(self) -> bool:
         """The image, Δ⁺ and Δ⁻ in the box; kept, so that a move is one sum."""

@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 
 from ..errors import MedXAIError, nearest
-from ..settings import METHODS
+from ..settings import METHODS, CycleJobSettings
 from . import protocol, wire
 from .cache import Cache
 from .failures import explain_failure, main_memory
@@ -66,8 +66,6 @@ class Engine:
     def settings(self, method: str, values: dict):
         """The checked settings of a method, or of the training ``train-cycle``."""
         if method == TRAIN_CYCLE:
-            from ..training.settings import CycleJobSettings
-
             return CycleJobSettings.from_json(values)
         if method not in METHODS:
             raise MedXAIError(f"There is no method '{method}'{nearest(method, METHODS)}; known: {', '.join(METHODS)}.")

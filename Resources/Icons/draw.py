@@ -131,6 +131,24 @@ def counterfactual():
     save(figure, "MedXAI/MedXAICounterfactualImpact/Resources/Icons/MedXAICounterfactualImpact.png")
 
 
+def cycle():
+    """A nodule that is smooth on one side and spiculated on the other, and the way round between both."""
+    figure, axes = canvas()
+    tile(axes)
+    x, y, radius = 0.5, 0.5, 0.155
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 400)
+    spikes = radius + 0.115 * np.clip(np.cos(7 * angles), 0, 1) ** 1.5
+    outline = [(x + r * np.cos(a), y + r * np.sin(a)) for a, r in zip(angles, spikes)]
+    axes.add_patch(Polygon(outline, closed=True, fc=HOT, ec="none", zorder=3))
+    smooth = [(x - radius * np.cos(a), y + radius * np.sin(a)) for a in angles]
+    axes.add_patch(Polygon(smooth, closed=True, fc="#9fb4cc", ec="none", zorder=3))
+    axes.plot([x, x], [y - radius, y + radius], color=PAPER, lw=2.2, zorder=4)
+    for start, end in (((0.80, 0.66), (0.20, 0.66)), ((0.20, 0.34), (0.80, 0.34))):
+        axes.annotate("", end, start, zorder=5,
+                      arrowprops=dict(arrowstyle="-|>,head_width=0.3,head_length=0.5", color=PAPER, lw=3.6, connectionstyle="arc3,rad=0.62"))  # fmt: skip
+    save(figure, "MedXAI/MedXAICycleExplanation/Resources/Icons/MedXAICycleExplanation.png")
+
+
 def models():
     """Layers of a network in a folder's place: a stack of planes."""
     figure, axes = canvas()
@@ -171,5 +189,6 @@ if __name__ == "__main__":
     ability()
     back_projection()
     counterfactual()
+    cycle()
     models()
     sample()

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     "MedXAIModels", "MedXAIDeepDream", "MedXAISegmentationAbility", "MedXAIFeatureBackProjection", "MedXAICounterfactualImpact",
+    "MedXAICycleExplanation",
 )  # fmt: skip
 FIRST = 'if importlib.util.find_spec("MedXAILib") is None: sys.path.append(str(Path(__file__).resolve().parents[2]))'
 # What a module file and the panels may import before anybody has opened a panel (Slicer starts without numpy).

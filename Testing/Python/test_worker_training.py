@@ -29,7 +29,7 @@ def test_a_job_without_volumes(tmp_path):
 
 def test_settings_of_a_training_are_checked_without_torch(tmp_path):
     from MedXAILib.errors import MedXAIError
-    from MedXAILib.training.settings import CycleJobSettings
+    from MedXAILib.settings import CycleJobSettings
     from MedXAILib.worker.server import Engine
 
     settings = Engine().settings("train-cycle", {"epochs": 3, "source": "a", "output": "b"})

@@ -38,14 +38,13 @@ class Engine:
         return 1 << 20
 
     def settings(self, method, values):
-        from MedXAILib.settings import METHODS
+        from MedXAILib.settings import METHODS, CycleJobSettings
 
-        return METHODS[method].from_json(values)
+        return (METHODS | {"train-cycle": CycleJobSettings})[method].from_json(values)
 
     def explain(self, method, model, volumes, settings, segments):
-        play = {"dream": dream, "ability": ability, "backproject": backproject, "counterfactual": counterfactual}[
-            method
-        ]
+        play = {"dream": dream, "ability": ability, "backproject": backproject, "counterfactual": counterfactual,
+                "cycle": cycle, "train-cycle": train_cycle}[method]  # fmt: skip
         return play(model, volumes, settings, segments, os.environ.get("MEDXAI_FAKE", "quick"))
 
     def release(self):
@@ -346,6 +345,114 @@ def counterfactual(package, volumes, settings, segments, way):
                     "inpainter": {"name": "Played tissue", "fallback": False} if settings.inpainter else {"name": settings.fill, "fallback": True},
                     "versions": {"torch": "0.0 (fake)"}, "slice": f"k:{centre[0]}" if package.input.spatial_dims == 2 else "",
                     "roles": sorted(roles), "warm": float(first.max()) if "start" in roles else 0.0},
+    )  # fmt: skip
+
+
+def cycle(package, volumes, settings, segments, way):
+    """A patch of 12 × 12 (× 12) voxels around the centre, the lesion or the middle gets brighter for one class and darker for the other; ``all`` slices, where asked."""
+    import numpy as np
+
+    from MedXAILib.errors import MedXAIError
+    from MedXAILib.explanation import Curve, Explanation, Layer, Step, Table
+
+    volume, (negative, positive) = volumes[0], package.output.labels[:2]
+    if way == "error":
+        raise MedXAIError("The fake worker refuses; this is its one sentence.", hint="Nothing to do.")
+    centre = [n // 2 for n in volume.shape]
+    if segments:
+        centre = [int(v.mean() + 0.5) for v in np.nonzero(segments[0].array)]
+    if settings.center_ras:
+        centre = list(volume.voxel(settings.center_ras))
+    every = settings.slice == "all"
+    low, high = [max(0, c - 6) for c in centre], [min(n, c + 6) for c, n in zip(centre, volume.shape)]
+    if package.input.spatial_dims == 2:
+        k = int(settings.slice.removeprefix("k:")) if settings.slice.startswith("k:") else centre[0]
+        low[0], high[0] = (0, volume.shape[0]) if every else (k, k + 1)
+    if not segments and settings.center_ras is None:
+        low[1:], high[1:] = [0, 0], list(volume.shape[1:])
+    box, image = tuple(slice(a, b) for a, b in zip(low, high)), volume.array.astype(np.float32)
+    up, down = np.zeros_like(image), np.zeros_like(image)
+    for step in range(60 if way == "slow" else 3):
+        if way == "slow":
+            time.sleep(0.05)
+        now = volume.with_array(up * step, "relevance")
+        yield Step(step / 61, f"Image {step}", (), lambda now=now: {"relevance": now})
+    up[box], down[box] = 100.0, -50.0
+    position = np.linspace(-1, 1, 9)
+    odds = 2.0 * position - 0.3
+    p = 1 / (1 + np.exp(-odds))
+    classes = {"label": [negative, positive]}
+    classes |= {f"probability{end}": [1 - p[n], p[n]] for end, n in (("", 4), ("_positive", 8), ("_negative", 0))}
+    tables = {"classes": Table("Classes", classes)}
+    if every:
+        count = volume.shape[0]
+        tables["slices"] = Table("Slices", {"slice": [f"k:{n}" for n in range(count)], **{f"probability{end}": [float(p[n])] * count for end, n in (("", 4), ("_positive", 8), ("_negative", 0))}})  # fmt: skip
+    maps = {"relevance": Layer(volume.with_array(up - down, "relevance"), "signed", "R = G⁺ − G⁻ [HU]", -150.0, 150.0),
+            "positive": Layer(volume.with_array(image + up, "positive"), "image", f"G⁺: as {positive}"),
+            "negative": Layer(volume.with_array(image + down, "negative"), "image", f"G⁻: as {negative}"),
+            "delta-positive": Layer(volume.with_array(up, "delta-positive"), "signed", "Δ⁺ = G⁺ − x [HU]", -150.0, 150.0),
+            "delta-negative": Layer(volume.with_array(down, "delta-negative"), "signed", "Δ⁻ = G⁻ − x [HU]", -150.0, 150.0)}  # fmt: skip
+    size = [(b - a) * mm for a, b, mm in zip(low, high, volume.spacing[::-1])]
+    return Explanation(
+        "cycle", "Cycle-consistent activation maximization (played)", maps=maps, tables=tables,
+        curves={"morph": Curve(f"From {negative} to {positive}", "position", {"position": position, "probability": p, "log_odds": odds},
+                               "G⁻ (−1), x (0), G⁺ (1)", f"Probability of {positive}", shown=("probability",), limits=(0.0, 1.0))},
+        scores={"probability": float(p[4]), "probability_positive": float(p[8]), "probability_negative": float(p[0]), "flipped": 1,
+                "images": volume.shape[0] if every else 1},
+        self_checks={"both_ways": {"value": 2.0, "passed": True, "meaning": "By how much they push."},
+                     "known_intensities": {"value": 0.6, "passed": False, "meaning": "How far the image lies outside."}},
+        notes=["This explanation was played, not computed."],
+        provenance={"method": "cycle", "settings": settings.to_json(), "label": positive, "negative": negative, "predicted": negative, "device": "fake",
+                    "seconds": 1.0, "model": {"name": package.name, "sha256": package.sha256}, "versions": {"torch": "0.0 (fake)"},
+                    "explainer": {"name": Path(settings.explainer).name, "sha256": "ab" * 32}, "images": volume.shape[0] if every else 1,
+                    "slice": "all" if every else f"k:{low[0]}" if package.input.spatial_dims == 2 else "", "center_ras": settings.center_ras,
+                    "patch": {"start": low, "stop": high, "size_mm": size}, "segments": len(segments)},
+    )  # fmt: skip
+
+
+def train_cycle(package, volumes, settings, segments, way):
+    """Epochs of a quarter second that are kept beside the output, with a picture; ends as an explainer package."""
+    import json
+    import shutil
+
+    import numpy as np
+
+    from MedXAILib.errors import MedXAIError
+    from MedXAILib.explanation import Curve, Explanation, Point, Step
+    from MedXAILib.files import partial_of
+
+    assert not volumes and not segments
+    if not Path(settings.source).is_dir():
+        raise MedXAIError(f"There is no folder '{settings.source}'; give the folder of the images.")
+    partial = partial_of(settings.output)
+    log = partial / "epochs.jsonl"
+    done = len(log.read_text().splitlines()) - 1 if log.exists() else 0
+    if settings.finish and done < 1:
+        raise MedXAIError("There is nothing to finish.")
+    for epoch in range(done + 1, 0 if settings.finish else settings.epochs + 1):
+        for step in range(5):
+            time.sleep(0.05)
+            yield Step((epoch - 1 + step / 5) / settings.epochs, f"Epoch {epoch} of {settings.epochs}")
+        partial.mkdir(parents=True, exist_ok=True)
+        row = {"epoch": epoch, "probability": 0.5, "probability_positive": 0.5 + 0.4 * epoch / settings.epochs,
+               "probability_negative": 0.5 - 0.4 * epoch / settings.epochs, "flip_rate": epoch / settings.epochs, "cycle_error": 0.1 / epoch, "score": 1 / epoch}  # fmt: skip
+        with log.open("a") as file:
+            file.write(("" if epoch > 1 else json.dumps({"about": 1}) + "\n") + json.dumps(row) + "\n")
+        shutil.copyfile(HERE.parent / "Resources" / "Icons" / "MedXAILiverPhantom.png", partial / "samples.png")
+        values = {name: value for name, value in row.items() if name != "epoch"}
+        yield Step(
+            epoch / settings.epochs, f"Epoch {epoch} of {settings.epochs}", (Point("validation", epoch, values),)
+        )
+    rows = [json.loads(line) for line in log.read_text().splitlines()[1:]]
+    from panel_testing_files import writeExplainer
+
+    writeExplainer(Path(settings.output), package)
+    shutil.copyfile(partial / "samples.png", Path(settings.output) / "samples.png")
+    shutil.rmtree(partial)
+    columns = {name: np.array([row[name] for row in rows], float) for name in rows[0]}
+    return Explanation(
+        "train-cycle", "Training (played)", curves={"validation": Curve("Images kept back", "epoch", columns)},
+        scores={"epoch": len(rows)}, provenance={"method": "train-cycle", "folder": settings.output, "model": {"name": package.name, "sha256": package.sha256}},
     )  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """What the in-Slicer tests share: the event loop, models, volumes, and a worker that plays."""
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -13,6 +11,7 @@ import numpy as np
 import qt
 import slicer
 import vtk
+from panel_testing_files import writeModel
 
 HERE = Path(__file__).resolve().parent
 
@@ -120,24 +119,6 @@ def addVolume(shape=(24, 32, 40), name="CT of somebody", seed=0):
     node = slicer.util.addVolumeFromArray(array, ijkToRAS=matrix, name=name)
     slicer.util.setSliceViewerLayers(background=node)
     return node
-
-
-def writeModel(folder: Path, name="Played organ", weights=b"played", suffix=".safetensors", **changes) -> Path:
-    """A package that no real worker could load, and the fake one does not need to."""
-    folder.mkdir(parents=True)
-    (folder / f"weights{suffix}").write_bytes(weights)
-    fields = {
-        "schema": 1, "name": name, "task": "segmentation", "weights": f"weights{suffix}",
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "input": {"spatial_dims": 3, "channels": ["CT"], "orientation": None, "spacing": None, "size": None,
-                  "multiple_of": None, "intensity": {"kind": "none"}},
-        "output": {"labels": ["background", "liver", "organ"], "activation": "softmax"},
-    }  # fmt: skip
-    if suffix == ".safetensors":
-        fields["network"] = {"name": "UNet", "arguments": {}}
-    fields.update(changes)
-    (folder / "model.json").write_text(json.dumps(fields))
-    return folder
 
 
 def alive(pid: int) -> bool:
