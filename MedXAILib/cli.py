@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
 import os
-import re
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 from . import __version__, settings
+from .cli_parts import (
+    CANCELLED,
+    DONE,
+    METAVARS,
+    REFUSED,
+    Parser,
+    Progress,
+    add_preset,
+    add_settings,
+    given,
+    tell,
+    trusted,
+)
+from .cli_train import train_parser
 from .errors import MedXAIError, nearest
-
-DONE, REFUSED, CANCELLED = 0, 1, 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refuses with one sentence."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        # argparse takes -3.5 for a number, but -3.5e-05 and -3. for options.
-        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
-
-    def error(self, message):
-        raise MedXAIError(f"{message} (see '{self.prog} --help').")
 
 
 def _parse(arguments):
@@ -70,16 +66,16 @@ def main(arguments=None) -> int:
 
 
 def _parser():
-    parser = _Parser(
+    parser = Parser(
         prog="medxai", description="Why a medical-imaging network answers as it does. Not a medical device."
     )
     parser.add_argument("--version", action="version", version=f"medxai {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     for name, cls in settings.METHODS.items():
         _method_parser(commands, name, cls)
     _models_parser(commands)
     _features_parser(commands)
-    _train_parser(commands)
+    train_parser(commands)
     about = "write phantoms of two classes with what tells them apart: mammograms with and without masses, or smooth and spiculated nodules of the lung"
     phantoms = commands.add_parser("phantoms", help=about, description=about)
     phantoms.add_argument("--kind", choices=("mammogram", "nodule"), default="mammogram", help="[mammogram]")
@@ -148,46 +144,14 @@ def _method_parser(commands, name, cls):
     parser.add_argument("--no-scene", action="store_true", help="leave out scene.mrb and report.png")
     parser.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     group = parser.add_argument_group("settings")
-    _add_preset(group, cls)
-    _add_settings(group, cls)
+    add_preset(group, cls)
+    add_settings(group, cls)
     parser.set_defaults(call=_method, method=name, settings_class=cls, parser=parser)
-
-
-_METAVARS = {str: "TEXT", int: "N", float: "NUMBER", tuple: "A,B,…"}
-
-
-def _add_preset(group, cls):
-    if presets := getattr(cls, "PRESETS", {}):
-        group.add_argument("--preset", choices=tuple(presets), default=next(iter(presets)), help=f"values of those that are not given [{next(iter(presets))}]")  # fmt: skip
-
-
-def _add_settings(group, cls):
-    """One option for each setting; what is not given is not there."""
-    for one in settings.about(cls):
-        shown = one.help.replace("%", "%%")
-        default = (
-            ""
-            if one.default in (None, "", ())
-            else f" [{','.join(map(str, one.default)) if one.kind is tuple else one.default}]"
-        )
-        if one.kind is bool:
-            group.add_argument(
-                one.option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown + default
-            )
-        elif one.kind is tuple and one.length:
-            group.add_argument(one.option, nargs=one.length, default=argparse.SUPPRESS, help=shown, metavar=_parts(one))  # fmt: skip
-        else:
-            group.add_argument(one.option, default=argparse.SUPPRESS, help=shown + default, metavar=_METAVARS[one.kind])
-
-
-def _parts(one) -> tuple[str, ...]:
-    """What the numbers of a setting of fixed length are called."""
-    return ("LOW", "HIGH") if one.length == 2 else tuple("RAS" if one.item is float else "IJK")
 
 
 def _models_parser(commands):
     models = commands.add_parser("models", help="look at model packages").add_subparsers(
-        dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
+        dest="what", required=True, parser_class=Parser, metavar="COMMAND"
     )
     describe = models.add_parser("describe", help="labels, input and layers of a model")
     describe.add_argument("folder", type=Path)
@@ -200,7 +164,7 @@ def _models_parser(commands):
 
 def _features_parser(commands):
     features = commands.add_parser("features", help="features of image and mask").add_subparsers(
-        dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
+        dest="what", required=True, parser_class=Parser, metavar="COMMAND"
     )
     reference = features.add_parser(
         "reference", help="mean, standard deviation and n of each feature over a folder of cases"
@@ -212,86 +176,18 @@ def _features_parser(commands):
     for one in settings.about(settings.DreamSettings):
         if one.name in ("line_angle", "line_length"):  # as the runs that it is to normalise
             reference.add_argument(
-                one.option, default=one.default, help=f"{one.help} [{one.default}]", metavar=_METAVARS[one.kind]
+                one.option, default=one.default, help=f"{one.help} [{one.default}]", metavar=METAVARS[one.kind]
             )
     reference.add_argument("--output", type=Path, required=True, help="a new JSON file")
     reference.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     reference.set_defaults(call=_reference, parser=reference)
 
 
-def _train_parser(commands):
-    from .training.settings import (
-        ClassificationSettings,
-        InpainterSettings,
-        SegmentationSettings,
-    )
-
-    train = commands.add_parser("train", help="train networks").add_subparsers(
-        dest="what", required=True, parser_class=_Parser, metavar="COMMAND"
-    )
-    about = "a segmentation network: the 18-layer U-Net of He et al. 2023 on 2-D slices, or (--preset demo) the demonstration's"
-    segmentation = train.add_parser("segmentation", help=about, description=about)
-    segmentation.add_argument("folder", type=Path, nargs="?", help="image and mask pairs: see the README")
-    segmentation.add_argument("--phantom", action="store_true", help="cases made by code from a seed")
-    segmentation.add_argument("--preset", choices=("paper", "demo"), default="paper", help="[paper]")
-    segmentation.add_argument(
-        "--output", type=Path, required=True, help="a new folder: a model, or two with --ability-loss"
-    )
-    segmentation.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
-    _add_settings(segmentation.add_argument_group("settings"), SegmentationSettings)
-    segmentation.set_defaults(call=_train_segmentation, parser=segmentation)
-    about = "a classifier of 2-D images: the shallow, the deeper or the deeper network with batch normalisation of Kumar & Menkovski 2016"
-    classification = train.add_parser("classification", help=about, description=about)
-    classification.add_argument(
-        "folder", type=Path, nargs="?", help="one folder of images per class, or images with a table (labels.csv)"
-    )
-    classification.add_argument("--phantom", action="store_true", help="slices of phantoms: lesion or no lesion")
-    classification.add_argument(
-        "--output", type=Path, required=True, help="a new folder: a model, or three with --network all; a training that was stopped goes on"
-    )  # fmt: skip
-    classification.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
-    _add_settings(classification.add_argument_group("settings"), ClassificationSettings)
-    classification.set_defaults(call=_train_classification, parser=classification)
-    about = "an inpainter, for counterfactual: the U-Net of partial convolutions of Liu et al. 2018, trained as by Major et al. 2020"
-    inpainter = train.add_parser("inpainter", help=about, description=about)
-    inpainter.add_argument("folder", type=Path, nargs="?", help="healthy images, or images with a table (labels.csv)")
-    inpainter.add_argument("--judge", type=Path, metavar="MODEL", help="train nothing: judge this inpainter")
-    inpainter.add_argument("--classifier", type=Path, help="judge with this classifier (model folder), see the README")
-    inpainter.add_argument("--findings", type=Path, help="for that: image and mask pairs, the mask is the finding")
-    inpainter.add_argument("--healthy", type=Path, help="for that: other images, without finding")
-    inpainter.add_argument(
-        "--output", type=Path, required=True, help="a new folder: the model, or the figures with --judge; a training that was stopped goes on"
-    )  # fmt: skip
-    inpainter.add_argument(
-        "--trust", nargs="?", const="", metavar="SHA256", help="run the classifier and the network of --perceptual although they are programs (.ts, .pt2); with its SHA-256, only that one"
-    )  # fmt: skip
-    inpainter.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
-    _add_settings(inpainter.add_argument_group("settings"), InpainterSettings)
-    inpainter.set_defaults(call=_train_inpainter, parser=inpainter)
-    about = "an explainer of a classifier, for cycle: the two generators of Katzmann et al. 2021"
-    cycle = train.add_parser("cycle", help=about, description=about)
-    cycle.add_argument(
-        "folder", type=Path, help="images, or images with a table (labels.csv); no class of theirs is used"
-    )
-    cycle.add_argument("--model", type=Path, required=True, help="the classifier (model folder)")
-    cycle.add_argument(
-        "--output", type=Path, help="a new folder: the explainer; a training that was stopped goes on [beside the model: NAME-cycle]"
-    )  # fmt: skip
-    cycle.add_argument("--finish", action="store_true", help="train no further: make the explainer of the best weights of a training that was stopped")  # fmt: skip
-    cycle.add_argument(
-        "--trust", nargs="?", const="", metavar="SHA256", help="run the classifier although it is a program (.ts, .pt2); with its SHA-256, only that one"
-    )  # fmt: skip
-    cycle.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
-    _add_preset(cycle, settings.CycleTrainingSettings)
-    _add_settings(cycle.add_argument_group("settings"), settings.CycleTrainingSettings)
-    cycle.set_defaults(call=_train_cycle, parser=cycle)
-
-
 def _method(options) -> int:
     from . import files, output
 
     files.check_new_folder(options.output)
-    chosen = options.settings_class.from_json(_given(options, options.settings_class))
+    chosen = options.settings_class.from_json(given(options, options.settings_class))
     if getattr(options, "cohort", None):
         return _cohort(options, chosen)
     for name in ("grid", "no_ablation"):
@@ -307,15 +203,15 @@ def _method(options) -> int:
     from .evaluation.judged import explain
     from .models import load
 
-    model = load(options.model, device=chosen.device, trusted=_trusted(options, options.model))
-    progress = _Progress(options.json)
+    model = load(options.model, device=chosen.device, trusted=trusted(options, options.model))
+    progress = Progress(options.json)
     explanation = progress.drive(explain(options.method, model, volumes, chosen, segments))
     explanation.provenance["command"] = ["medxai", *options.arguments]
     with files.new_folder(options.output) as folder:
         progress.say(0.99, "Writing")
         left_out = output.write(explanation, volumes, segments, folder, scene=not options.no_scene)
     progress.end()
-    _tell(
+    tell(
         explanation, options.output, not options.no_scene and not any("scene.mrb" in n for n in left_out), options.json
     )
     return DONE
@@ -377,12 +273,12 @@ def _cohort(options, chosen) -> int:
         if getattr(options, name, None):
             raise MedXAIError(f"The cases of --cohort bring their own masks; leave --{name} out.")
     study, picture = _study(options, chosen)
-    progress, kept = _Progress(options.json), 0
+    progress, kept = Progress(options.json), 0
     try:
         with resumable(options.output) as folder:
             log = folder / "cases.jsonl"
             try:
-                model = load(options.model, device=chosen.device, trusted=_trusted(options, options.model))
+                model = load(options.model, device=chosen.device, trusted=trusted(options, options.model))
                 explanation = progress.drive(study(model, log))
                 explanation.provenance["command"] = ["medxai", *options.arguments]
                 if picture and not options.no_scene:
@@ -402,52 +298,8 @@ def _cohort(options, chosen) -> int:
         )
         return CANCELLED
     progress.end()
-    _tell(explanation, options.output, False, options.json)
+    tell(explanation, options.output, False, options.json)
     return DONE
-
-
-def _tell(explanation, folder, scene, as_json):
-    if as_json:
-        print(json.dumps({"event": "result", "folder": str(folder)}), flush=True)
-        return
-    from .files import plain
-
-    scores = plain(explanation.scores)
-    if "predicted" in explanation.provenance:
-        about = explanation.provenance
-        print("  label: {label}; the network answers {predicted}".format(**about))
-        layer, where = about.get("layer"), f"slice {about['slice']}" if about["slice"] else ""
-        if layer:
-            path = f" (module {layer['path']})" * bool(layer["path"])
-            where = f"layer: {layer['name']}{path}" + f", {where}" * bool(where)
-        if where:
-            print(f"  {where}")
-    for name, score in scores.items():
-        if name.removesuffix("_low").removesuffix("_high") != name and name.rpartition("_")[0] in scores:
-            continue  # told with the figure it is the interval of
-        told = f"{score:.6g}" if isinstance(score, float) else score
-        ends = [scores.get(name + end) for end in ("_low", "_high")]
-        print(f"  {name.replace('_', ' ')}: {told}" + (" [{:.3g}, {:.3g}]".format(*ends) if None not in ends else ""))
-    for name, check in plain(explanation.self_checks).items():
-        state = {True: "passed", False: "NOT PASSED"}.get(check["passed"], "not done")
-        value = check["value"]
-        told = "" if value is None else f" ({value:.4g})" if isinstance(value, float) else f" ({value})"
-        print(f"  check {name.replace('_', ' ')}: {state}{told}")
-    for note in explanation.notes:
-        print(f"  note: {note}")
-    shown = "; open scene.mrb in 3D Slicer" if scene else ""
-    print(f"Results are in {folder}{shown}.")
-
-
-def _trusted(options, *folders) -> set[str]:
-    """What ``--trust`` allows: the programs in these very folders, or the one with the SHA-256 given."""
-    if options.trust is None:
-        return set()
-    if options.trust:
-        return {options.trust.lower()}
-    from .package import Package
-
-    return {Package.read(folder).sha256 for folder in folders if folder}
 
 
 def _phantoms(options) -> int:
@@ -462,7 +314,7 @@ def _phantoms(options) -> int:
         from .demo.mammogram import SHAPE, write_mammograms
 
         steps = write_mammograms(options.output, seeds, tuple(options.size or SHAPE))
-    progress = _Progress(options.json)
+    progress = Progress(options.json)
     progress.drive(steps)
     progress.end()
     print(f"  {options.output}")
@@ -473,7 +325,7 @@ def _describe(options) -> int:
     from .models import describe
     from .models.describing import text
 
-    about = describe(options.folder, trusted=_trusted(options, options.folder))
+    about = describe(options.folder, trusted=trusted(options, options.folder))
     print(json.dumps(about, indent=2, ensure_ascii=False) if options.json else text(about))
     return DONE
 
@@ -491,7 +343,7 @@ def _reference(options) -> int:
         for one in settings.about(settings.DreamSettings)
         if one.name in ("bin_width", "line_angle", "line_length")
     }
-    progress = _Progress(options.json)
+    progress = Progress(options.json)
     found = progress.drive(reference(options.folder, names, segment=options.segment, **chosen))
     found.write(options.output)
     progress.end()
@@ -501,222 +353,10 @@ def _reference(options) -> int:
     return DONE
 
 
-def _given(options, cls) -> dict:
-    """The settings of a class that the command names, and those of its preset."""
-    preset = getattr(cls, "PRESETS", {}).get(getattr(options, "preset", ""), {})
-    return preset | {one.name: getattr(options, one.name) for one in settings.about(cls) if hasattr(options, one.name)}
-
-
-def _refuse(names, chosen, where: str) -> None:
-    """Refuse settings that mean nothing here."""
-    for name in sorted(set(names).intersection(chosen)):
-        raise MedXAIError(f"--{name.replace('_', '-')} means nothing with {where}; leave it out.")
-
-
-def _train_segmentation(options) -> int:
-    from .files import check_new_folder
-    from .training.settings import SegmentationSettings, TrainingSettings
-
-    if (options.folder is None) != options.phantom:
-        raise MedXAIError("Give either a folder of image and mask pairs or --phantom to train on.")
-    check_new_folder(options.output)
-    chosen = _given(options, SegmentationSettings)
-    out, where = ({"test_share"}, "--phantom") if options.phantom else ({"cases", "test_cases"}, "a folder")
-    if options.preset == "demo":
-        if not options.phantom:
-            raise MedXAIError("--preset demo trains on --phantom alone; leave the folder or the preset out.")
-        out, where = set(chosen) - {one.name for one in settings.about(TrainingSettings)}, "--preset demo"
-    _refuse(out, chosen, where)
-    progress, figures = _Progress(options.json), {}
-    if options.preset == "demo":
-        from .demo.train import train_phantom
-
-        progress.drive(train_phantom(options.output, **chosen))
-    elif options.phantom:
-        from .demo.train import train_slices
-
-        figures = progress.drive(train_slices(options.output, SegmentationSettings(**chosen)))
-    else:
-        from .training.comparison import train_folder
-
-        figures = progress.drive(train_folder(options.folder, options.output, SegmentationSettings(**chosen)))
-    progress.end()
-    for case, reason in figures.get("cases", {}).get("skipped", {}).items():
-        print(f"  skipped {case}: {reason}", file=sys.stderr)
-    for training in ("without", "with"):
-        if training in figures:
-            told = ", ".join(f"{figures[training][name]['mean']:.3f} {name.replace('_', ' ')}" for name in ("output", "last_layer", "all_layers"))  # fmt: skip
-            print(f"  {training} the ability loss, mean Dice on test cases: {told}")
-    print(f"The model{'s are' if 'with' in figures else ' is'} in {options.output}.")
-    return DONE
-
-
-def _stopped(epochs: int) -> int:
-    """The end of a training that was interrupted after so many epochs."""
-    if not epochs:
-        raise KeyboardInterrupt
-    print(f"medxai: cancelled; {epochs} finished epochs are kept, and the same command goes on from there.", file=sys.stderr)  # fmt: skip
-    return CANCELLED
-
-
-def _on_device(settings):
-    """The settings of a training with the device that is meant; refused where this machine has none such."""
-    from .models.loading import pick_device
-
-    return replace(settings, device=str(pick_device(settings.device)))
-
-
-def _train_classification(options) -> int:
-    from .files import check_new_folder
-    from .training.settings import ClassificationSettings
-
-    if (options.folder is None) != options.phantom:
-        raise MedXAIError("Give either a folder of images or --phantom to train on.")
-    check_new_folder(options.output)
-    chosen = _given(options, ClassificationSettings)
-    tables = {name for name in chosen if name.endswith("_column")} | {"table", "test_share"}
-    out, where = (tables, "--phantom") if options.phantom else ({"cases", "test_cases"}, "a folder")
-    _refuse(out, chosen, where)
-    wanted = _on_device(ClassificationSettings(**chosen))
-    progress = _Progress(options.json)
-    from .training.classifiers import epochs_kept, train_images
-
-    try:
-        if options.phantom:
-            from .demo.classifier import train_phantom_classifier
-
-            figures = progress.drive(train_phantom_classifier(options.output, wanted))
-        else:
-            figures = progress.drive(train_images(options.folder, options.output, wanted))
-    except KeyboardInterrupt:
-        return _stopped(epochs_kept(options.output))
-    progress.end()
-    for case, reason in figures["cases"]["skipped"].items():
-        print(f"  skipped {case}: {reason}", file=sys.stderr)
-    for network, found in figures["networks"].items():
-        one = found["accuracy"]
-        print(
-            f"  {network}: accuracy {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}] on {one['n']} images kept back"
-        )
-    for note in figures["notes"]:
-        print(f"  note: {note}")
-    several = len(figures["networks"]) > 1
-    print(f"The model{'s are' if several else ' is'} in {options.output}.")
-    return DONE
-
-
-def _train_inpainter(options) -> int:
-    from .files import check_new_folder
-    from .training.settings import InpainterSettings
-
-    if (options.folder is None) == (options.judge is None):
-        raise MedXAIError("Give either a folder of healthy images to train on or --judge MODEL.")
-    judge = {name: getattr(options, name) for name in ("classifier", "findings", "healthy")}
-    missing = [name for name, path in judge.items() if path is None]
-    if (options.judge and missing) or 0 < len(missing) < 3:
-        raise MedXAIError(f"Judging takes --classifier, --findings and --healthy; --{missing[0]} is missing.")
-    check_new_folder(options.output)
-    wanted = _on_device(InpainterSettings(**_given(options, InpainterSettings)))
-    trusted = _trusted(options, options.classifier, wanted.perceptual)
-    progress = _Progress(options.json)
-    if options.judge:
-        from .training.inpainter_judging import judge_folder
-
-        found = progress.drive(judge_folder(options.judge, options.output, wanted, judge, trusted))
-        progress.end()
-        _tell_roc(found)
-        print(f"The figures are in {options.output}.")
-        return DONE
-    from .training.inpainters import epochs_kept, train_folder
-
-    try:
-        found = progress.drive(train_folder(options.folder, options.output, wanted, trusted, judge if not missing else None))  # fmt: skip
-    except KeyboardInterrupt:
-        return _stopped(epochs_kept(options.output))
-    progress.end()
-    for case, reason in found["images"]["skipped"].items():
-        print(f"  skipped {case}: {reason}", file=sys.stderr)
-    made, mean = (found["hole_error"][name] for name in ("inpainted", "mean"))
-    print(
-        f"  error in holes of {found['images']['kept_back']} images kept back: {made['value']:.3f} (filled with the mean: {mean['value']:.3f})"
-    )
-    if "roc" in found:
-        _tell_roc(found["roc"])
-    for note in found["notes"]:
-        print(f"  note: {note}")
-    print(f"The model is in {options.output}.")
-    return DONE
-
-
-def _train_cycle(options) -> int:
-    from .models import load
-    from .training.cycles import beside, epochs_kept, train_cycle
-
-    wanted = _on_device(settings.CycleTrainingSettings(**_given(options, settings.CycleTrainingSettings)))
-    output = options.output or beside(options.model)
-    progress = _Progress(options.json)
-    model = load(options.model, wanted.device, _trusted(options, options.model))
-    try:
-        explanation = progress.drive(train_cycle(model, options.folder, output, wanted, options.finish))
-    except KeyboardInterrupt:
-        return _stopped(epochs_kept(output))
-    progress.end()
-    _tell(explanation, output, False, options.json)
-    return DONE
-
-
-def _tell_roc(found) -> None:
-    for one in found["auc"].values():
-        interval = f" [{one['low']:.3f}, {one['high']:.3f}]" if one["low"] == one["low"] else ""
-        print(f"  AUC {one['of']}: {one['value']:.3f}{interval}")
-    for note in found["notes"]:
-        print(f"  note: {note}")
-
-
 def _demo(options) -> int:
     from .demo.run import demo
 
     return demo(options.output, as_json=options.json)
-
-
-class _Progress:
-    """Progress of a generator: JSON lines, or one line that rewrites itself on a terminal."""
-
-    def __init__(self, as_json: bool):
-        self.as_json, self.began, self.line = as_json, time.monotonic(), 0
-        self.terminal = sys.stderr.isatty()
-
-    def drive(self, steps):
-        """Iterate to the end; returns what the generator returns. An interrupt closes it, which puts the model back."""
-        with contextlib.closing(steps):
-            while True:
-                try:
-                    step = next(steps)
-                except StopIteration as end:
-                    return end.value
-                except BaseException:
-                    self.end()  # so that the reason stands on a line of its own
-                    raise
-                self.say(step.fraction, step.stage, step.points)
-
-    def say(self, fraction, stage, points=()):
-        gone = time.monotonic() - self.began
-        left = gone / fraction - gone if fraction > 0.02 else None
-        if self.as_json:
-            from .files import plain
-
-            print(json.dumps({"event": "progress", "fraction": round(fraction, 4), "stage": stage, "eta": left and round(left, 1)}), flush=True)  # fmt: skip
-            for point in points:
-                print(json.dumps({"event": "point", "curve": point.curve, "step": point.step, "values": plain(point.values)}), flush=True)  # fmt: skip
-        elif self.terminal:
-            text = f"{fraction:4.0%} {stage}" + (f", {left:.0f} s left" if left is not None else "")
-            print("\r" + text.ljust(self.line), end="", file=sys.stderr, flush=True)
-            self.line = len(text)
-
-    def end(self):
-        if self.line:
-            print("\r" + " " * self.line + "\r", end="", file=sys.stderr, flush=True)
-            self.line = 0
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def test_the_reason_stands_on_a_line_of_its_own(monkeypatch, capsys, ending):
         yield Step(0.5, "half")
         raise ending
 
-    progress = cli._Progress(False)
+    progress = cli.Progress(False)
     progress.terminal = True
     with pytest.raises(type(ending)):
         progress.drive(steps())

@@ -257,7 +257,7 @@ def test_without_checkpoints_the_score_is_empty_and_the_reason_told(room):
 def test_a_stopped_cohort_goes_on_where_it_stopped(room, capsys, monkeypatch):
     _, folder = room
     partial = folder.parent / ".out.partial"
-    monkeypatch.setattr(cli._Progress, "say", stop_at(4))
+    monkeypatch.setattr(cli.Progress, "say", stop_at(4))
     before = counting(monkeypatch)
     assert medxai(room) == 130
     told = capsys.readouterr().err
@@ -324,7 +324,7 @@ def test_a_killed_cohort_keeps_its_cases(room):
 
 def test_another_model_or_setting_is_not_mixed_in(room, capsys, monkeypatch):
     package, folder = room
-    monkeypatch.setattr(cli._Progress, "say", stop_at(2))
+    monkeypatch.setattr(cli.Progress, "say", stop_at(2))
     assert medxai(room) == 130
     monkeypatch.undo()
     capsys.readouterr()

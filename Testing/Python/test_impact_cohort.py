@@ -311,7 +311,7 @@ def test_solid_volumes(tmp_path, calls, dims):
 @pytest.mark.parametrize("more", [(), ("--grid", "lambda_tv=0,0.2")])
 def test_a_stopped_study_goes_on_where_it_stopped(room, calls, capsys, monkeypatch, more):
     _, folder = room
-    monkeypatch.setattr(cli._Progress, "say", stop_at(4))
+    monkeypatch.setattr(cli.Progress, "say", stop_at(4))
     assert medxai(room, "--organ", 1, "--no-scene", *more) == 130
     partial = folder.parent / ".out.partial"
     assert f"4 finished cases are kept in '{partial}'" in capsys.readouterr().err
@@ -486,7 +486,7 @@ def test_another_inpainter_is_another_study(tmp_path, capsys, monkeypatch):
         case(tmp_path / "cases", f"case-{n}")
     room = packaged(tmp_path / "net"), tmp_path / "cases"
     options = ["--organ", 1, "--no-scene", "--no-ablation", "--steps", 2, "--label", "mass", "--inpainter"]
-    monkeypatch.setattr(cli._Progress, "say", stop_at(1))
+    monkeypatch.setattr(cli.Progress, "say", stop_at(1))
     assert medxai(room, *options, tmp_path / "one") == 130
     monkeypatch.undo()
     assert medxai(room, *options, tmp_path / "two") == 1
