@@ -474,6 +474,9 @@ class CycleTrainingSettings(Settings):
     clip: float = setting(
         1.0, "Largest norm of the generators' and of each discriminator's gradient; what is longer is shortened to it; 0: no limit.", low=0, high=1e9
     )  # fmt: skip
+    average: float = setting(
+        0.0, "Decay of a running mean of the generators' weights, which is then what is judged and kept; 0: the weights themselves. Not in the paper.", low=0, high=0.9999
+    )  # fmt: skip
     patience: int = setting(
         10, "Epochs without a better validation score after which the training ends; 0: never.", low=0, high=10**6
     )  # fmt: skip

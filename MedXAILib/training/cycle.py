@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -123,14 +124,13 @@ def train_pair(
                 state.mkdir(parents=True, exist_ok=True)  # not before there is something to keep
                 log.add(row)
                 if better:
-                    save_weights(weights_of(work.pair, False), state / f"{BEST}.new")
+                    save_weights(weights_of(work.kept, False), state / f"{BEST}.new")
                     (state / f"{BEST}.new").replace(state / BEST)
                 now = {"epoch": epoch, "best": best, "since": since}
                 write_state(state / STATE, work.networks, work.adam, now)  # last: what it says is finished is there
                 if sample:
-                    work.pair.eval()
                     with torch.no_grad():
-                        sample(work.pair, epoch)
+                        sample(work.kept, epoch)
                 points = tuple(Point(curve, epoch, {name: row[name] for name in names}) for curve, names in (("training", LOSSES), ("validation", JUDGED)))  # fmt: skip
                 text = (
                     f"epoch {epoch} of {settings.epochs} at most: flip rate {row['flip_rate']:.2f}, score {row['score']:.3f}"
@@ -190,6 +190,9 @@ class Trainer:
             generator.draw()
             self.judges.append(PairDiscriminator(dims, channels, settings.width, settings.tied))
         self.networks = nn.ModuleDict({"pair": self.pair, "judges": self.judges})
+        self.kept = self.pair  # the generators that are judged and kept
+        if settings.average:
+            self.kept = self.networks["average"] = copy.deepcopy(self.pair).requires_grad_(False)
         layout = torch.channels_last if dims == 2 else torch.channels_last_3d
         self.networks.to(self.device, memory_format=layout)
         groups = [
@@ -277,6 +280,10 @@ class Trainer:
         self._clip(self.pair)
         adam.step()
         adam.zero_grad(set_to_none=True)
+        if settings.average:
+            with torch.no_grad():
+                for mean, value in zip(self.kept.parameters(), pair.parameters()):
+                    mean.lerp_(value, 1 - settings.average)
         return {"generator": loss, "discriminator": judged, "adversarial": fooled} | parts
 
     def _judges_step(self, made, other, swapped):
@@ -306,8 +313,8 @@ class Trainer:
         with torch.no_grad():
             for x in self.kept_back.split(settings.batch):
                 x = x.to(self.device)
-                made = self.pair.positive(x), self.pair.negative(x)
-                back = self.pair.negative(made[0]), self.pair.positive(made[1])
+                made = self.kept.positive(x), self.kept.negative(x)
+                back = self.kept.negative(made[0]), self.kept.positive(made[1])
                 parts = generator_losses(model, sides, x, made, back, settings, self.range)
                 odds = model.log_odds(model.logits(torch.cat([x, *made])), sides.positive).reshape(3, -1)
                 before, up, down = odds

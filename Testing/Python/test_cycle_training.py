@@ -25,7 +25,7 @@ from MedXAILib.explanation import run
 from MedXAILib.files import partial_of
 from MedXAILib.package import Package
 from MedXAILib.settings import CycleJobSettings, CycleTrainingSettings
-from MedXAILib.training.cycle import BEST, STATE, Sides, train_pair
+from MedXAILib.training.cycle import BEST, STATE, Sides, Trainer, train_pair
 from MedXAILib.training.cycles import epochs_kept, train_cycle, training_job
 from MedXAILib.training.saving import read_weights
 
@@ -107,7 +107,7 @@ def test_the_classifier_and_the_random_state_are_left_as_they_were(tmp_path):
 
 def test_one_pass_less_changes_nothing(tmp_path):
     """The step equals the plain loop, in which the discriminators' step and the generators' step each make their own images."""
-    from MedXAILib.training.cycle import Trainer, generator_losses, weighted
+    from MedXAILib.training.cycle import generator_losses, weighted
 
     settings, model = CycleTrainingSettings(**CPU, clip=0), classifier(window(2)[0])
     works = [Trainer(model, SIDES, [], None, settings, 1.0, (EDGE, EDGE), (0, 1)) for _ in range(2)]
@@ -136,9 +136,24 @@ def test_one_pass_less_changes_nothing(tmp_path):
         torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4)
 
 
-def test_goes_on_after_a_stop_to_the_same_weights(tmp_path):
+def test_a_running_mean_of_the_weights_is_what_is_judged_and_kept(tmp_path):
+    settings, model = CycleTrainingSettings(**CPU, average=0.75), classifier(window(2)[0])
+    work = Trainer(model, SIDES, [], noise_images(4, seed=9), settings, 1.0, (EDGE, EDGE), (0, 1))
+    wanted = [one.detach().clone() for one in work.pair.parameters()]
+    for n in range(3):
+        work.step(noise_images(8, seed=n), noise_images(8, seed=n + 5), torch.tensor([True, False] * 4))
+        wanted = [0.75 * mean + 0.25 * one.detach() for mean, one in zip(wanted, work.pair.parameters())]
+    for mean, one in zip(wanted, work.kept.parameters()):
+        torch.testing.assert_close(mean, one.detach(), atol=1e-6, rtol=1e-5)
+    judged = work.judged()
+    work.pair.load_state_dict({name: 0 * value for name, value in work.pair.state_dict().items()})
+    assert work.judged() == judged
+
+
+@pytest.mark.parametrize("average", (0.0, 0.9))
+def test_goes_on_after_a_stop_to_the_same_weights(average, tmp_path):
     images, held, model = noise_images(20), noise_images(4, seed=1), classifier(window(2)[0])
-    settings = CycleTrainingSettings(**CPU, epochs=3, flip=True)
+    settings = CycleTrainingSettings(**CPU, epochs=3, flip=True, average=average)
 
     def steps(folder):
         return train_pair(
