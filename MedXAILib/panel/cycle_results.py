@@ -21,7 +21,7 @@ class CycleResults(ResultSection):
     """Adds the three probabilities, the morph's slider, R, and the tables of classes and of slices or windows."""
 
     title = _("Cycle explanation")
-    goText, goHelp = _("Go to patch"), _("Shows the middle of what was looked at in the slice views; zoom stays.")
+    goText, goHelp = _("Go to patch"), _("Puts what was looked at into the middle of the slice views; zoom stays.")
     chartOrder = (cycle.CURVE,)
     everyCheck = True
 
@@ -171,15 +171,15 @@ class CycleResults(ResultSection):
 
     def goTo(self):
         """The middle of what was looked at in the slice views."""
-        self._jump(self.cycle.place() if self.cycle is not None else None)
+        self._jump(self.cycle.place() if self.cycle is not None else None, True)
 
     def _goToPart(self, row: int):
         known = not self._updating and self.cycle is not None and 0 <= row < len(self._partNames)
         self._jump(self.cycle.slice(self._partNames[row]) if known else None)
 
-    def _jump(self, place):
+    def _jump(self, place, centred=False):
         if place is not None:
-            slicer.modules.markups.logic().JumpSlicesToLocation(*place, False)
+            slicer.modules.markups.logic().JumpSlicesToLocation(*place, centred)
 
 
 def _told(about: dict, scores: dict) -> str:

@@ -20,6 +20,7 @@ def show(image, masks: dict, title: str, window: tuple[float, float]):
     """Put an image and its masks (by name, such as ``liver`` or ``nodule 1 (smooth)``) into the scene and into the slice views; gives the volume node."""
     scene = host.current().scene
     node = layers.add_volume(scene, image, title)
+    layers.tell_unit(node, image)
     node.CreateDefaultDisplayNodes()
     node.GetDisplayNode().SetAutoWindowLevel(False)
     node.GetDisplayNode().SetWindowLevelMinMax(*window)

@@ -7,6 +7,7 @@ from pathlib import Path
 import ctk
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from ..errors import MedXAIError
@@ -18,6 +19,7 @@ from .model_picker import library
 from .parts import button, readable
 from .report import timeLeft
 from .training_run import SHOWN, Phase, TrainingRun, proposal
+from .watch import Watch
 
 TrainingParameters = parameterNodeClass(CycleJobSettings)
 ORDINARY = ("epochs", "width", "patience")
@@ -92,6 +94,13 @@ class TrainSection:
             form.addRow(title, edit)
         self.sourceEdit.toolTip = _("A folder of images of both classes (NRRD, NIfTI, DICOM, PNG), at any depth, or with a table labels.csv. About a tenth is kept back to judge each epoch.")  # fmt: skip
         self.outputEdit.toolTip = _("A new folder. A training that was paused goes on when the same folder is given.")
+        self.presetCombo = qt.QComboBox()
+        self.presetCombo.objectName = "trainPreset"
+        self.presetCombo.toolTip = _("paper: the networks of the paper, for a computer with a GPU; light: narrower ones, for one without (minutes to an hour for a few hundred small images).")  # fmt: skip
+        for name in (*CycleJobSettings.PRESETS, _("own")):
+            self.presetCombo.addItem(name)
+        self.presetCombo.connect("activated(int)", self._onPreset)
+        form.addRow(_("Preset:"), self.presetCombo)
         advancedButton = ctk.ctkCollapsibleButton()
         advancedButton.text = _("Advanced")
         advancedButton.collapsed = True
@@ -99,6 +108,26 @@ class TrainSection:
         self.form = SettingsForm(CycleJobSettings, form, advanced, dict.fromkeys(OWN), ordinary=ORDINARY)
         layout.addWidget(advancedButton)
         self._tag = self._parameters.connectParametersToGui(self.form.connectors())
+        self._watch = Watch(lambda _caller, _event: self._showPreset())
+        self._watch.set(self._parameters.parameterNode, vtk.vtkCommand.ModifiedEvent)
+        self._onPreset(list(CycleJobSettings.PRESETS).index("light"))  # what suits a computer without a GPU
+
+    # -- presets -------------------------------------------------------------------------------------------------------
+
+    def _valuesOf(self, preset: str) -> dict:
+        every = {name for values in CycleJobSettings.PRESETS.values() for name in values}
+        return {name: self.form.rows[name].default for name in every} | CycleJobSettings.PRESETS[preset]
+
+    def _onPreset(self, index: int):
+        presets = list(CycleJobSettings.PRESETS)
+        if index < len(presets):
+            self.form.fill(self._parameters, self._valuesOf(presets[index]))
+        self._showPreset()
+
+    def _showPreset(self):
+        presets = list(CycleJobSettings.PRESETS)
+        now = [n for n, name in enumerate(presets) if all(self._parameters.getValue(k) == v for k, v in self._valuesOf(name).items())]  # fmt: skip
+        self.presetCombo.setCurrentIndex(now[0] if now else len(presets))
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -109,6 +138,7 @@ class TrainSection:
     def cleanup(self):
         """The panel goes away; finished epochs are kept."""
         self.run.close()
+        self._watch.clear()
         self._parameters.disconnectGui(self._tag)
 
     def update(self):
@@ -198,7 +228,7 @@ class TrainSection:
         self.pauseButton.enabled = phase is Phase.RUNNING
         self.useButton.enabled = kept and not ended and (phase is Phase.RUNNING or not phase.active)
         self.discardButton.enabled = kept and not ended and not phase.active
-        for widget in (self.sourceEdit, self.outputEdit, *self.form.widgets.values()):
+        for widget in (self.sourceEdit, self.outputEdit, self.presetCombo, *self.form.widgets.values()):
             widget.enabled = not phase.active
         self.reasonLabel.text = reason
         self.reasonLabel.visible = bool(reason) and not ended

@@ -100,10 +100,7 @@ def add_input(scene, volume: Volume, window: tuple[float, float] | None = None):
     shown.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
     scene.AddNode(shown)
     node.SetAndObserveDisplayNodeID(shown.GetID())
-    if volume.unit == "HU":
-        unit = slicer.vtkCodedEntry()
-        unit.SetValueSchemeMeaning("[hnsf'U]", "UCUM", "Hounsfield unit")
-        node.SetVoxelValueUnits(unit)
+    layers.tell_unit(node, volume)
     place(scene, node, _top(scene))
     return node
 

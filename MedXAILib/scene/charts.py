@@ -12,7 +12,7 @@ from vtk.util import numpy_support
 
 from ..explanation import Curve, Explanation, Table
 from . import colors
-from .nodes import modifying, of_class
+from .nodes import drawable, modifying, of_class
 
 #: What a chart can show before it becomes unreadable; everything else is in its table.
 MOST = 12
@@ -95,9 +95,9 @@ def update_curve(scene, made: dict, curve: Curve) -> list:
         scene.RemoveNode(series)
     new, known = [], {series.GetYColumnName(): series for series in made["series"]}
     with modifying(made["chart"]) as chart:
-        chart.SetTitle(curve.title)
-        chart.SetXAxisTitle(curve.index_title or curve.index)
-        chart.SetYAxisTitle(_value_title(curve))
+        chart.SetTitle(drawable(curve.title))
+        chart.SetXAxisTitle(drawable(curve.index_title or curve.index))
+        chart.SetYAxisTitle(drawable(_value_title(curve)))
         chart.SetLegendVisibility(True)
         chart.SetLegendFontSize(12 if len(wanted) <= 4 else 10)
         if wanted:

@@ -17,7 +17,7 @@ CURVE = "morph"
 COVERS = 0.6  # opacity of R: what lies below it is what is to be seen
 POSITION = "MedXAI.Position"  # attribute of the morph's node: −1 is G⁻, 0 the image, 1 G⁺
 BOX = "MedXAI.Box"  # attribute of the morph's node: its first voxel on the input's grid, as i j k
-TITLE = "Morph from G⁻ to G⁺"
+TITLE = "Morph from G- to G+"
 
 
 def of(explanation: Explanation) -> bool:
@@ -115,6 +115,9 @@ class Cycle:
         else:
             layers.lay_over(self.scene, node, value)
         layers.legend_follows(node)
+        morph = self.node(MORPH)
+        for legend in layers.legends(morph) if morph is not None else ():
+            legend.SetVisibility(value is not None)
 
     # -- the morph -----------------------------------------------------------------------------------------------------
 

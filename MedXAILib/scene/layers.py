@@ -8,7 +8,20 @@ import slicer
 from ..explanation import Layer, Patch
 from ..volume import Volume
 from . import colors
-from .nodes import BROWSE, STEP, image_of, matrix_of, modifying, name_of, of_class, of_run, plain_type, run_id, voxels
+from .nodes import (
+    BROWSE,
+    STEP,
+    drawable,
+    image_of,
+    matrix_of,
+    modifying,
+    name_of,
+    of_class,
+    of_run,
+    plain_type,
+    run_id,
+    voxels,
+)
 
 OPAQUE, OVERLAY = 1.0, 0.65
 _GREY = "vtkMRMLColorTableNodeGrey"
@@ -22,6 +35,14 @@ def add_volume(scene, volume: Volume, name: str, class_name: str = "vtkMRMLScala
     node.SetIJKToRASMatrix(matrix_of(volume.ijk_to_ras))
     node.SetAndObserveImageData(image_of(volume.array))
     return scene.AddNode(node)
+
+
+def tell_unit(node, volume: Volume) -> None:
+    """Say on a node what its voxels are measured in, where that is Hounsfield units."""
+    if volume.unit == "HU":
+        unit = slicer.vtkCodedEntry()
+        unit.SetValueSchemeMeaning("[hnsf'U]", "UCUM", "Hounsfield unit")
+        node.SetVoxelValueUnits(unit)
 
 
 def write_voxels(node, data: Volume | Patch) -> None:
@@ -78,10 +99,28 @@ def display(scene, node, layer: Layer, input_node=None):
     return shown
 
 
+def legend_of_another(scene, node, layer: Layer) -> None:
+    """A map's colour legend where another volume is shown: views draw legends of background and foreground only, not of what lies over them."""
+    colours = slicer.vtkMRMLScalarVolumeDisplayNode()
+    colours.SetName(f"{node.GetName()} legend")
+    colours.SetAndObserveColorNodeID(colors.table(scene, layer.kind).GetID())
+    colours.SetAutoWindowLevel(False)
+    colours.SetWindowLevelMinMax(*limits(layer))
+    scene.AddNode(colours)
+    node.AddAndObserveDisplayNodeID(colours.GetID())
+    _legend(colours, layer)
+
+
+def legends(node) -> list:
+    """The colour legends of a volume."""
+    shown = (node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes()))
+    return [one for one in shown if one is not None and one.IsA("vtkMRMLColorLegendDisplayNode")]
+
+
 def _legend(node, layer: Layer) -> None:
     legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
     with modifying(legend):
-        legend.SetTitleText(layer.title or node.GetName())
+        legend.SetTitleText(drawable(layer.title or node.GetName()))
         legend.SetUseColorNamesForLabels(False)
         legend.SetMaxNumberOfColors(256)
         legend.SetNumberOfLabels(5)

@@ -50,6 +50,11 @@ def voxels(image) -> np.ndarray:
     return numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)
 
 
+def drawable(text: str) -> str:
+    """A text as the views can draw it: their fonts have no superscript signs."""
+    return text.translate({ord("⁺"): "+", ord("⁻"): "-", ord("−"): "-"})
+
+
 @contextmanager
 def modifying(node):
     """Tell the node's observers once, at the end."""

@@ -11,7 +11,7 @@ import slicer
 from ..explanation import Curve, Explanation, Layer, Patch, Point
 from ..volume import Volume
 from . import charts, colors, cycle, impact, layers, pick, read, remove, repeat, segments, sequences
-from .nodes import INPUT, NAME, RUN, hierarchy, modifying, place, sign, voxels
+from .nodes import INPUT, NAME, RUN, drawable, hierarchy, modifying, place, sign, voxels
 
 #: What a preview is when nobody says (by the explanation's name).
 KINDS = {"dream": "image", "mask": "mask", "map": "mask", "change": "signed", "heat": "positive", "relevance": "signed"}
@@ -255,6 +255,8 @@ class Run:
         where = cycle.box(explanation, volume)
         node.SetAttribute(cycle.BOX, " ".join(str(one.start) for one in where[::-1]))
         node.SetAttribute(cycle.POSITION, "0")
+        layers.legend_of_another(self.scene, node, explanation.maps[cycle.RELEVANCE])
+        self._keep(node, cycle.MORPH, spatial=True)
 
     def _mask(self, name: str, data: Volume | Patch, provenance: dict | None = None) -> None:
         if self.masks is None:
@@ -355,4 +357,4 @@ def light(explanation: Explanation) -> Explanation:
 
 def _title(name: str, title: str) -> str:
     """A node's name: what a person calls it, without the unit."""
-    return (title.split(" [")[0] or name).strip()
+    return drawable((title.split(" [")[0] or name).strip())

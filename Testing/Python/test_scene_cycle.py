@@ -22,7 +22,7 @@ PLACES = {  # shape, matrix, slice, patch
     "slice": ((10, 40, 50), examples.straight((1, 1, 3)), 3, False), "volume": ((12, 20, 24), examples.straight(), None, False),
     "single image": ((1, 60, 50), examples.straight((0.2, 0.2, 1)), 0, False),
 }  # fmt: skip
-R = "R = G⁺ − G⁻"
+R = "R = G+ - G-"
 
 
 @pytest.fixture(params=PLACES)
@@ -80,8 +80,14 @@ def test_the_image_with_r_over_it(desk):
         assert display.GetWindowLevelMax() == pytest.approx(desk.explanation.maps[cycle.RELEVANCE].high, rel=1e-5)
     assert found.volume_node is desk.node and found.opacity == cycle.COVERS
     assert "HU" in desk.explanation.maps["relevance"].title
-    legends = [n.GetTitleText() for n in of_class(desk.scene, "vtkMRMLColorLegendDisplayNode")]
-    assert "R = G⁺ − G⁻ [HU]" in legends
+    legend = layers.legends(found.node(cycle.MORPH))[0]  # views draw none of what lies over their layers
+    assert legend.GetTitleText() == "R = G+ - G- [HU]" and legend.GetVisibility()
+    colours = legend.GetPrimaryDisplayNode()
+    assert colours.GetColorNode().GetSingletonTag() == "MedXAIsigned"
+    assert colours.GetWindowLevelMax() == pytest.approx(
+        found.node(cycle.RELEVANCE).GetDisplayNode().GetWindowLevelMax()
+    )
+    assert found.node(cycle.MORPH).GetDisplayNode().GetColorNodeID() == window.GetColorNodeID()
 
 
 def test_the_morph_is_one_volume_written_in_place(desk):
@@ -151,6 +157,7 @@ def test_r_is_shown_or_hidden_and_zoom_stays(desk):
     before = [(n.GetFieldOfView(), n.GetSliceOffset()) for n in of_class(desk.scene, "vtkMRMLSliceNode")]
     found.opacity = None
     assert shown(desk.scene)[1:] == [cycle.TITLE, 1.0, []] and found.opacity is None
+    assert not layers.legends(found.node(cycle.MORPH))[0].GetVisibility()
     found.show()
     assert shown(desk.scene)[3] == []  # hidden stays hidden
     found.opacity = 0.4
@@ -219,7 +226,7 @@ def test_two_runs_do_not_lie_over_each_other(desk):
 def test_chart_tables_and_words(desk):
     run, found = desk.finish()
     chart = run.curves["morph"]["chart"]
-    assert chart.GetTitle() == "From smooth to spiculated" and chart.GetXAxisTitle() == "G⁻ (−1), x (0), G⁺ (1)"
+    assert chart.GetTitle() == "From smooth to spiculated" and chart.GetXAxisTitle() == "G- (-1), x (0), G+ (1)"
     assert chart.GetYAxisTitle() == "Probability of spiculated"
     assert [one.GetYColumnName() for one in run.curves["morph"]["series"]] == ["probability"]
     rows = list(pick.rows(desk.scene, run.id, "classes", ("label", "probability", "probability_positive")))

@@ -268,8 +268,10 @@ class ResultTest(CycleCase):
         window = [self.node(name).GetDisplayNode().GetWindow() for name in ("positive", "negative", "morph")]
         self.assertEqual(window, [self.volume.GetDisplayNode().GetWindow()] * 3)
         self.assertEqual(r.GetDisplayNode().GetColorNode().GetSingletonTag(), "MedXAIsigned")
-        legend = slicer.modules.colors.logic().GetColorLegendDisplayNode(r)
-        self.assertEqual(legend.GetTitleText(), "R = G⁺ − G⁻ [HU]")
+        from MedXAILib.scene import layers
+
+        legend = layers.legends(self.node("morph"))[0]
+        self.assertEqual((legend.GetTitleText(), legend.GetVisibility()), ("R = G+ - G- [HU]", 1))
         self.assertNotIn("torch", sys.modules)
 
     def test_the_slider_morphs_in_place_and_tells_the_probability(self):
