@@ -21,6 +21,11 @@ def detailsHtml(entry: Entry) -> str:
     if about.size:
         kind += f"; {' × '.join(map(str, about.size))} voxels ({about.fit})"
     rows += [("Input", kind), ("Intensity", "; ".join(dict.fromkeys(_intensity(one) for one in about.intensity)))]
+    if package.explains is not None:
+        known = package.explains
+        rows.append(
+            ("Explains", f"{known.name} (SHA-256 {known.sha256[:12]}…): {known.positive} against {known.negative}")
+        )
     if package.network is not None:
         rows.append(("Network", package.network.name))
     rows.append(("Weights", f"{package.weights}" + (" (a program)" if package.is_program else "")))

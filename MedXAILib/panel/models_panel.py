@@ -185,7 +185,7 @@ class ModelsPanel:
         """Let the worker load the model and, on a volume, compute one step."""
         node = self.testVolume.currentNode()
         package = self.entry.package
-        if node is None or len(package.input.channels) != 1 or package.task == "inpainting":
+        if node is None or len(package.input.channels) != 1 or package.task in ("inpainting", "explanation"):
             self.describe()
             return
         from ..scene import read

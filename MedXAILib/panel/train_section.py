@@ -195,7 +195,7 @@ class TrainSection:
     def discard(self):
         """Remove finished epochs, once somebody has said so."""
         count = len(self.run.rows)
-        if self.confirm(_("Remove the {n} finished epochs of this training? They cannot be brought back.").format(n=count)):  # fmt: skip
+        if self.confirm(_("Remove the finished epochs of this training ({n})? They cannot be brought back.").format(n=count)):  # fmt: skip
             self.run.discard()
 
     # -- what is shown -------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class TrainSection:
         if phase is Phase.RUNNING:
             return ", ".join(part for part in (run.stage or _("Starting…"), timeLeft(run.eta)) if part)
         if not run.message and run.rows:
-            return _("{n} finished epochs are kept here: go on, use the best of them now, or discard them.").format(n=len(run.rows))  # fmt: skip
+            return _("Finished epochs kept here: {n}. Go on, use the best of them now, or discard them.").format(n=len(run.rows))  # fmt: skip
         return run.message
 
     def _showPicture(self):

@@ -169,13 +169,13 @@ class TrainingRun:
         for line in event.log:
             self._log("worker: " + line)
         self.rows = rowsOf(self.output)
-        kept = _("{n} finished epochs are kept; press Go on.").format(n=len(self.rows)) if self.rows and event.kind != "refused" else ""  # fmt: skip
+        kept = _("Finished epochs kept: {n}; press Go on.").format(n=len(self.rows)) if self.rows and event.kind != "refused" else ""  # fmt: skip
         self._end(" ".join(part for part in (event.message, event.hint, kept) if part), failed=True)
 
     def _onCancelled(self, event):
         finish = self._finishNext
         self.rows = rowsOf(self.output)
-        self._end(_("Paused; {n} finished epochs are kept.").format(n=len(self.rows)))
+        self._end(_("Paused. Finished epochs kept: {n}.").format(n=len(self.rows)))
         if finish and self.rows:
             self._begin(True)
 

@@ -90,7 +90,7 @@ def test_pause_another_look_and_on(desk):
     desk.run.pause()  # once is enough
     desk.idle()
     kept = len(desk.run.rows)
-    assert desk.run.message == f"Paused; {kept} finished epochs are kept."
+    assert desk.run.message == f"Paused. Finished epochs kept: {kept}."
     again = TrainingRun(lambda: desk.client, desk._changed, lambda *told: None)  # as after Slicer was started again
     again.look(desk.output)
     assert len(again.rows) == kept and again.picture is not None
@@ -133,7 +133,7 @@ def test_a_killed_worker_loses_no_finished_epoch(desk):
     os.kill(desk.client.environment["pid"], signal.SIGKILL)
     desk.idle()
     kept = len(desk.run.rows)
-    assert kept >= 2 and desk.run.failed and f"{kept} finished epochs are kept; press Go on." in desk.run.message
+    assert kept >= 2 and desk.run.failed and f"Finished epochs kept: {kept}; press Go on." in desk.run.message
     desk.start(epochs=kept + 1)
     desk.wait(lambda: desk.done)
     assert sorted(desk.run.rows) == list(range(1, kept + 2))
