@@ -10,9 +10,7 @@ from torch import Tensor
 from ..errors import MedXAIError
 from ..package import Package
 from .generators import GeneratorPair
-from .loading import load
-
-TASK = "explanation"
+from .loading import load_companion
 
 
 class Explainer:
@@ -32,15 +30,8 @@ class Explainer:
     """
 
     def __init__(self, folder, device: str = "auto"):
-        try:
-            self.model = load(folder, device)
-        except MedXAIError as error:
-            raise MedXAIError(f"The explainer cannot be used: {error.message}", error.kind, error.hint) from error
+        self.model = load_companion(folder, device, "explanation", GeneratorPair, "explainer", "medxai train cycle")
         self.package = self.model.package
-        if self.package.task != TASK or not isinstance(self.model.module, GeneratorPair):
-            raise MedXAIError(
-                f"'{self.package.name}' is a {self.package.task} network, not an explainer; choose one made by 'medxai train cycle'."
-            )
         self.explains = self.package.explains
         dims = self.package.input.spatial_dims
         if self.model.device.type == "cpu":  # in this layout its convolutions are about twice as fast

@@ -13,7 +13,7 @@ from torch.nn import functional
 from ..errors import MedXAIError
 from ..volume import Volume
 from .geometry import Prepared, prepare
-from .loading import load
+from .loading import load_companion
 from .partial import PartialUNet
 
 FALLBACKS = ("blur", "mean", "noise")
@@ -36,15 +36,8 @@ class Inpainter:
     """
 
     def __init__(self, folder, device: str = "auto"):
-        try:
-            self.model = load(folder, device)
-        except MedXAIError as error:
-            raise MedXAIError(f"The inpainter cannot be used: {error.message}", error.kind, error.hint) from error
+        self.model = load_companion(folder, device, "inpainting", PartialUNet, "inpainter", "medxai train inpainter")
         self.package = self.model.package
-        if self.package.task != "inpainting" or not isinstance(self.model.module, PartialUNet):
-            raise MedXAIError(
-                f"'{self.package.name}' is a {self.package.task} network, not an inpainter; choose one made by 'medxai train inpainter'."
-            )
 
     def bind(self, classifier, prepared: Prepared, volumes: list[Volume]) -> Fill:
         """What this inpainter puts into holes of a classifier's image.

@@ -76,6 +76,37 @@ def load(folder, device: str = "auto", trusted: Collection[str] = ()) -> Model:
     return model
 
 
+def load_companion(folder, device: str, task: str, kind: type, what: str, command: str) -> Model:
+    """A network that helps to explain another one, such as an inpainter.
+
+    Parameters
+    ----------
+    folder, device
+        As `load`.
+    task : str
+        What its package says it does.
+    kind : type
+        The class of its network.
+    what : str
+        What it is called, such as ``inpainter``.
+    command : str
+        What makes one.
+
+    Raises
+    ------
+    MedXAIError
+        As `load`, and when the package is none of this kind.
+    """
+    try:
+        model = load(folder, device)
+    except MedXAIError as error:
+        raise MedXAIError(f"The {what} cannot be used: {error.message}", error.kind, error.hint) from error
+    if model.package.task != task or not isinstance(model.module, kind):
+        a = "an" if what[0] in "aeiou" else "a"
+        raise MedXAIError(f"'{model.package.name}' is a {model.package.task} network, not {a} {what}; choose one made by '{command}'.")  # fmt: skip
+    return model
+
+
 def pick_device(name: str) -> torch.device:
     """The device that ``name`` asks for; refused when this machine has none such."""
     cuda = torch.cuda.is_available()
