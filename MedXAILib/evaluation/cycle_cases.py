@@ -19,6 +19,7 @@ from ..methods.attributions import RIVALS, Attribution
 from ..models import Prepared, prepare
 from ..models.explainer import pair_of
 from ..models.geometry import fullest_slice, patch_at
+from ..models.ssim import dssim
 from ..settings import CycleSettings
 from .classifier_table import auc, average_precision
 from .impact_cases import number
@@ -55,6 +56,7 @@ class Seen:
     odds: tuple[float, float, float]  # log-odds of the positive class at x, G⁻(x), G⁺(x)
     predicted: bool
     cause: np.ndarray | None
+    cycle_error: float  # ½ (mean absolute difference + DSSIM) of x and what comes back (eq. 2), the mean of both orders
     maps: dict[str, Attribution | np.ndarray] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -172,7 +174,7 @@ class Study:
         seen = yield from self.seen(image)
         row = {
             "label": image.label, "true": self.true(image), "slice": seen.prepared.slice, "predicted": int(seen.predicted), "odds": list(seen.odds),
-            "failed": seen.failed, "methods": {},
+            "cycle_error": seen.cycle_error, "failed": seen.failed, "methods": {},
         }  # fmt: skip
         for name, found in seen.maps.items():
             one = row["methods"][name] = {"seconds": round(seen.seconds[name], 4)}
@@ -191,6 +193,9 @@ class Study:
             up, down = self.pair.images(x)[::sign]
             seconds = time.perf_counter() - began
             logits = model.logits(torch.cat([x, down, up]))
+            back = self.pair.back(*(up, down)[::sign])
+            apart = dssim(x, back, self.pair.about.data_range)
+            cycle_error = float(sum(0.5 * ((one - x).abs().mean() + d.mean()) for one, d in zip(back, apart))) / 2
         if not torch.isfinite(logits).all():
             raise MedXAIError(f"'{model.package.name}' or its explainer gives values that are not finite on '{image.name}'.")  # fmt: skip
         label, other = self.pair.positive, self.pair.negative
@@ -199,7 +204,7 @@ class Study:
         else:
             odds = -model.log_odds(logits, label) if other is None else model.log_odds(logits, other)
         predicted = float(odds[0]) > 0 if other is None else sign * float(logits[0, label] - logits[0, other]) > 0
-        seen = Seen(prepared, up, down, tuple(odds.tolist()), predicted, cause)
+        seen = Seen(prepared, up, down, tuple(odds.tolist()), predicted, cause, cycle_error)
         seen.maps[OURS], seen.seconds[OURS] = (up - down)[0].sum(0).cpu().numpy(), seconds
         for n, name in enumerate(self.rivals):
             yield Step((n + 1) / (len(self.rivals) + 1), f"Asking {name}")

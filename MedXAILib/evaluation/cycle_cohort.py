@@ -62,7 +62,8 @@ def cycle_cohort(
     -------
     CycleCohort
         Tables ``classifier``, ``transfer``, ``agreement`` (a row for R and for each rival), ``tests`` (paired differences R − rival with 95 % interval, Wilcoxon's p, and
-        the same after Holm over all rows) and ``cases``. Scores: figures of the classifier and of the transfer, AUC of every method, counts.
+        the same after Holm over all rows) and ``cases``. Scores: figures of the classifier and of the transfer, the cycle error (eq. 2, in network
+        units), AUC of every method, counts.
 
     Raises
     ------
@@ -151,6 +152,7 @@ def _cases(rows, p, methods, skipped) -> Table:
         "label": [row["label"] for row in rows], "true": [row["true"] for row in rows], "predicted": [row["predicted"] for row in rows],
         "slice": [row["slice"] for row in rows], "probability": p[:, 0].tolist(), "probability_negative": p[:, 1].tolist(),
         "probability_positive": p[:, 2].tolist(), "flipped": [float(_flipped(row["odds"])) for row in rows],
+        "cycle_error": [number(row["cycle_error"]) for row in rows],
     }  # fmt: skip
     for method in methods:
         names = ("seconds",) if method == OURS else ("explained", "total", "biases", "error", "seconds")
@@ -178,6 +180,7 @@ def _scores(result, rows, skipped, figures, moved, methods, caused) -> None:
                       ("flipped_to_positive", moved.to_positive), ("flipped_to_negative", moved.to_negative), ("ordered", moved.ordered),
                       ("effect_positive", moved.up.effect), ("effect_negative", moved.down.effect)):  # fmt: skip
         scores.update(one.named(name))
+    scores.update(estimate(np.mean, np.array([number(row["cycle_error"]) for row in rows], float)).named("cycle_error"))
     ends = [moved.up.difference.low, moved.down.difference.low]
     sure = all(map(math.isfinite, ends))
     result.self_checks["moves_both_ways"] = {

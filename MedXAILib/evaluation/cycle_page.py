@@ -38,7 +38,7 @@ def cycle_picture(cohort: CycleCohort, path) -> None:
     about, scores = cohort.provenance, cohort.scores
     top.suptitle(
         f"{about['model']['name']}: '{about['label']}' against '{about['negative']}', {scores['cases']} cases; accuracy {_told(scores, 'accuracy')}, "
-        f"AUC {_told(scores, 'classifier_auc')}; the class changes in {_told(scores, 'flipped')}",
+        f"AUC {_told(scores, 'classifier_auc')}; the class changes in {_told(scores, 'flipped')}; cycle error {_told(scores, 'cycle_error')}",
         fontsize=9,
     )  # fmt: skip
     figure.savefig(path)
@@ -54,11 +54,11 @@ def _told(scores, name) -> str:
 def _points(ax, at, values, low, mean, high, color, jitter) -> None:
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
-    ax.plot(at + jitter.uniform(-0.22, 0.22, len(values)), values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)  # fmt: skip
+    ax.plot(at + jitter.uniform(-0.2, 0.2, len(values)), values, ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0)  # fmt: skip
     if mean == mean:
         ends = [[0], [0]] if low != low else [[mean - low], [high - mean]]
         ax.errorbar([at], [mean], ends, fmt="o", color="black", capsize=4, markersize=5)
-        ax.annotate(f"{mean:.2f}", (at, mean), (9, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.text(at + 0.27, mean, f"{mean:.2f}", va="center", fontsize=8)
 
 
 def _transfer(cohort, ax) -> None:
@@ -89,7 +89,7 @@ def _agreement(cohort, ax, measure, title, limits, chance) -> None:
         names.append(TITLES.get(method, "R (ours)") + (f"\np {_p(p[method])}" if method in p else ""))
     ax.axhline(chance, color=GREY, linewidth=0.8, linestyle=":")
     ax.set_xticks(range(len(names)), names, fontsize=8)
-    ax.set(xlim=(-0.5, len(names) - 0.4), ylim=limits)
+    ax.set(xlim=(-0.5, len(names) - 0.3), ylim=limits)
     ax.set_title(f"{title}\n(p: Wilcoxon against R, Holm)", fontsize=8)
 
 

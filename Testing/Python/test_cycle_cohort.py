@@ -24,6 +24,7 @@ from MedXAILib.evaluation.cycle_page import cycle_picture
 from MedXAILib.evaluation.statistics import holm, signed_rank
 from MedXAILib.evaluation.transfer import transfer
 from MedXAILib.explanation import run
+from MedXAILib.models.ssim import dssim
 from MedXAILib.package import write_package
 from MedXAILib.settings import CycleSettings
 from MedXAILib.volume import Volume
@@ -60,8 +61,11 @@ class Plane(nn.Module):
 
 def generators(positive="mass", negative="healthy", at=1):
     move = torch.tensor(MOVE, dtype=torch.float32)
-    about = SimpleNamespace(positive=positive, negative=negative)
-    return SimpleNamespace(about=about, positive=at, negative=1 - at, images=lambda x: (x + move, x - move))
+    about = SimpleNamespace(positive=positive, negative=negative, data_range=1.0)
+    return SimpleNamespace(
+        about=about, positive=at, negative=1 - at, images=lambda x: (x + move, x - move),
+        back=lambda up, down: ((up + down) / 2 + 0.125, (up + down) / 2),  # x + 0.125, and x
+    )  # fmt: skip
 
 
 def image(n, label):
@@ -153,6 +157,10 @@ def test_the_tables_are_those_of_the_hand(model, folder):
     moved = transfer(cases["probability"], cases["probability_negative"], cases["probability_positive"])
     assert result.tables["transfer"].columns["t"][4] == moved.up.t == pytest.approx(stats.ttest_rel(cases["probability_positive"], cases["probability"]).statistic)  # fmt: skip
     assert result.scores["flipped"] == moved.flipped.value == np.mean(cases["flipped"])
+    images = [torch.tensor(x, dtype=torch.float32)[None, None] for _, x in listed]
+    apart = [float(dssim(x, [x + 0.125], 1.0)[0]) for x in images]
+    np.testing.assert_allclose(cases["cycle_error"], (0.125 + np.array(apart)) / 4, atol=1e-6)
+    assert result.scores["cycle_error"] == pytest.approx(np.mean(cases["cycle_error"]))
     # Maps: R = 2 MOVE; of the linear network every rival is known.
     middle = np.mean([x for _, x in train], 0)
     for at, (_, x) in enumerate(listed):
