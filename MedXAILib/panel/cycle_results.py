@@ -186,9 +186,9 @@ def _told(about: dict, scores: dict) -> str:
     """What the network answered, whether the other image changed that, and what was looked at."""
     found = []
     if about.get("predicted"):
-        flipped = scores.get("flipped")
-        words = "" if flipped is None else _("; changed by the generators") if flipped else _("; not changed by the generators")  # fmt: skip
-        found.append(_("The network answers {label}").format(label=about["predicted"]) + words + ".")
+        flipped, other = scores.get("flipped"), "G⁻" if about["predicted"] == about.get("label") else "G⁺"
+        words = _("{which} changes that") if flipped else _("{which} does not change that")
+        found.append(_("The network answers {label}").format(label=about["predicted"]) + ("." if flipped is None else f"; {words.format(which=other)}."))  # fmt: skip
     patch = about.get("patch") or {}
     size = [
         mm for mm, a, b in zip(patch.get("size_mm", ()), patch.get("start", ()), patch.get("stop", ())) if b - a > 1

@@ -259,7 +259,7 @@ class ResultTest(CycleCase):
         r = self.node("relevance")
         self.assertEqual(self.views(), (self.volume.GetID(), self.node("morph").GetID(), 1.0, ((r.GetID(), cycle.COVERS),)))  # fmt: skip
         self.assertEqual(self.results.headlineLabel.text, "spiculated: x 0.43 → G⁺ 0.85, G⁻ 0.09")
-        self.assertIn("The network answers smooth; changed by the generators.", self.results.flipLabel.text)
+        self.assertIn("The network answers smooth; G⁺ changes that.", self.results.flipLabel.text)
         self.assertEqual(self.rows(self.results.classTable), [["smooth", "0.91", "0.57", "0.15"], ["spiculated", "0.09", "0.43", "0.85"]])  # fmt: skip
         self.assertIn("known intensities: 0.6 (NOT PASSED)", self.results.notesLabel.text)
         self.assertIn("both ways: 2 (passed)", self.results.notesLabel.text)
