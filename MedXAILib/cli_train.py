@@ -227,6 +227,8 @@ def _train_cycle(options) -> int:
     except KeyboardInterrupt:
         return _stopped(epochs_kept(output))
     progress.end()
+    for image, reason in explanation.provenance["skipped"].items():
+        print(f"  skipped {image}: {reason}", file=sys.stderr)
     tell(explanation, output, False, options.json)
     return DONE
 

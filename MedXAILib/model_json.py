@@ -296,11 +296,17 @@ def _output(values) -> Output:
 
 
 def _explains(values) -> Explains:
-    part = _Fields(values, "'explains'", ("sha256", "name", "positive", "negative", "data_range", "mean", "sd"))
+    part = _Fields(
+        values, "'explains'", ("sha256", "name", "positive", "negative", "labels", "data_range", "mean", "sd")
+    )
+    for side in ("positive", "negative"):
+        known = values["labels"] if isinstance(values["labels"], list) else []
+        if values[side] not in known and (side == "positive" or values[side] != f"not {values['positive']}"):
+            raise part.wrong(side, "one of 'labels'")
     if part.number("data_range") <= 0:
         raise part.wrong("data_range", "a positive number")
     return Explains(
-        part.digest("sha256"), part.text("name"), part.text("positive"), part.text("negative"), part.number("data_range"), part.pair("mean"),
+        part.digest("sha256"), part.text("name"), part.text("positive"), part.text("negative"), part.names("labels", "label"), part.number("data_range"), part.pair("mean"),
         part.pair("sd"),
     )  # fmt: skip
 

@@ -84,6 +84,7 @@ class Explains:
     name: str  # of the classifier
     positive: str
     negative: str  # ``not LABEL`` where each label stands for itself
+    labels: tuple[str, ...]  # of the classifier
     data_range: float  # of the training images in network units, for SSIM
     mean: tuple[float, float]  # 1st and 99th percentile over the training images of their mean, in network units
     sd: tuple[float, float]  # the same of their standard deviation

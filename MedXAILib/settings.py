@@ -458,7 +458,7 @@ class CycleTrainingSettings(Settings):
         1.0, "Factor for the number of filters of generators and discriminators; 1: the paper's.", low=0.01, high=16
     )
     residual: bool = setting(
-        True, "The generators give what is added to the image, so that they begin as identity; no: the image itself, as in the paper's figures."
+        True, "The generators give what is added to the image, so that they begin as identity; no: the image itself (the paper leaves it open)."
     )  # fmt: skip
     tied: bool = setting(
         False, "The discriminators' last layer treats both images of a pair alike; no: two neurons, and shuffled order, as in the paper."
@@ -519,7 +519,9 @@ class CycleTrainingSettings(Settings):
     where: tuple[str, ...] = setting(
         (), "Rows of the table to take, such as 'view=PA'; of several conditions all must hold."
     )
-    split_column: str = setting("", "Column that says train or test: rows with train are trained on.")
+    split_column: str = setting(
+        "", "Column that says train or test: rows with train are trained on; by default split, where the table has it."
+    )
     group_column: str = setting(
         "", "Column whose equal values are kept back together; by default patient_id, where the table has it."
     )  # fmt: skip
@@ -529,6 +531,10 @@ class CycleTrainingSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.activation_weight:
+            raise MedXAIError(
+                "--activation-weight is 0, so nothing would move an image towards a class; give a positive one."
+            )
         if self.patch and self.patch < 8:
             raise MedXAIError(f"--patch is {self.patch}; it takes 0 or at least 8 voxels.")
         check_where(self.where)

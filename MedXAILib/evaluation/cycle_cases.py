@@ -109,7 +109,7 @@ class Study:
                 raise MedXAIError(f"'{self.folder}' has no image on the test side of its split; give some (column 'split' of labels.csv).")  # fmt: skip
         found = []
         for one in images:
-            if one.label == self.positive or one.label == self.negative or self.pair.negative is None:
+            if one.label == self.positive or one.label == self.negative or self.pair.sides.negative is None:
                 found.append(one)
             else:
                 self.untried[one.name] = f"its class '{one.label}' is neither '{self.positive}' nor '{self.negative}'"
@@ -120,7 +120,7 @@ class Study:
     def true(self, image: LabelledImage) -> int:
         """1 where the image is of the positive class."""
         named = self.pair.about.positive  # "not LABEL" is every other class
-        return int((image.label == named) == (self.sign > 0)) if self.pair.negative is None else int(image.label == self.positive)  # fmt: skip
+        return int((image.label == named) == (self.sign > 0)) if self.pair.sides.negative is None else int(image.label == self.positive)  # fmt: skip
 
     def _there(self, name) -> bool:
         if name == "deepshap":
@@ -198,12 +198,8 @@ class Study:
             cycle_error = float(sum(0.5 * ((one - x).abs().mean() + d.mean()) for one, d in zip(back, apart))) / 2
         if not torch.isfinite(logits).all():
             raise MedXAIError(f"'{model.package.name}' or its explainer gives values that are not finite on '{image.name}'.")  # fmt: skip
-        label, other = self.pair.positive, self.pair.negative
-        if sign > 0:
-            odds = model.log_odds(logits, label)
-        else:
-            odds = -model.log_odds(logits, label) if other is None else model.log_odds(logits, other)
-        predicted = float(odds[0]) > 0 if other is None else sign * float(logits[0, label] - logits[0, other]) > 0
+        sides = self.pair.sides if sign > 0 else self.pair.sides.exchanged
+        odds, predicted = sides.log_odds(model, logits), bool(sides.is_positive(logits[:1]))
         seen = Seen(prepared, up, down, tuple(odds.tolist()), predicted, cause, cycle_error)
         seen.maps[OURS], seen.seconds[OURS] = (up - down)[0].sum(0).cpu().numpy(), seconds
         for n, name in enumerate(self.rivals):
@@ -216,7 +212,7 @@ class Study:
         background = self.background(x.shape[2:]) if name == "deepshap" else None
         began = time.perf_counter()
         try:
-            found = RIVALS[name](self.model, x, self.pair.positive, background, self.pair.negative, **box)
+            found = RIVALS[name](self.model, x, self.pair.sides.positive, background, self.pair.sides.negative, **box)
             if not bool(torch.isfinite(found.map).all()):
                 raise MedXAIError("its map is not finite")
         except MedXAIError as error:

@@ -96,7 +96,7 @@ def cycle_cohort(
     result.provenance = provenance(
         "cycle-cohort", settings, model, [], folder=str(study.folder), label=study.positive, negative=study.negative, explainer=study.explainer,
         cases=len(rows), skipped=skipped, resumed=resumed, rivals=methods[1:], background={"images": [one.name for one in study.drawn], "seed": 0},
-        target="z_positive − z_negative" if study.pair.negative is not None else "z_positive", caused_from=CAUSED,
+        target="z_positive − z_negative" if study.pair.sides.negative is not None else "z_positive", caused_from=CAUSED,
         intervals=f"95 %, BCa bootstrap of cases, {RESAMPLES} resamples, seed 0; shares after Wilson",
         tests="paired t, two-sided, d_z = mean / SD of the differences; Wilcoxon signed-rank, two-sided, zeros after Pratt, Holm over all rows",
         seconds=round(time.perf_counter() - began, 3),

@@ -14,7 +14,7 @@ from ..errors import MedXAIError
 from ..explanation import Curve, Explanation, Layer, Patch, Step, Steps, Table
 from ..models import memory, prepare
 from ..models.explainer import pair_of
-from ..models.geometry import Prepared, patch_at, plane_axis
+from ..models.geometry import Prepared, parse_slice, patch_at, plane_axis
 from ..models.ssim import dssim
 from ..models.tiling import windows
 from ..settings import CycleSettings
@@ -94,17 +94,17 @@ class _View:
 class _Run:
     def __init__(self, model, volumes, settings, lesion, pair):
         self.model, self.volumes, self.settings, self.pair = model, volumes, settings, pair
-        self.volume, self.notes, self.center, self.axis = volumes[0], [], None, None
+        self.volume, self.notes, self.center, self.patch = volumes[0], [], None, None
         about = pair.about
-        self.labels, self.sign = (about.positive, about.negative), 1
+        self.labels, self.sign, self.sides = (about.positive, about.negative), 1, pair.sides
         if settings.label and settings.label != about.positive:
             if settings.label != about.negative:
-                if pair.negative is not None:
+                if pair.sides.negative is not None:
                     model.label_index(settings.label)
                 raise MedXAIError(
                     f"The explainer was trained for '{about.positive}' against '{about.negative}', not for '{settings.label}'; choose one of both (--label)."
                 )
-            self.labels, self.sign = self.labels[::-1], -1
+            self.labels, self.sign, self.sides = self.labels[::-1], -1, pair.sides.exchanged
         self.views = self._views(lesion)
         self._require_memory()
 
@@ -127,14 +127,17 @@ class _Run:
         if center is not None and patches:
             if text.strip().lower() == "all":
                 raise MedXAIError("A patch around a center lies on one slice; leave --slice or the center out.")
+            self._require_slice(text, center)
             prepared, start, moved = patch_at(model, self.volumes, text, center)
-            self.center = volume.index_to_ras(center)
+            self.center, self.patch = volume.index_to_ras(center), (text, center)
             if moved:
                 self.notes.append("The patch was moved so that it lies inside the image; the center asked for is not its middle.")  # fmt: skip
             name = f"{'kji'[plane_axis(model.package, volume)]}:{start[plane_axis(model.package, volume)]}" if flat else ""  # fmt: skip
             return [_View(prepared, start, tuple(np.s_[:n] for n in prepared.shape), name)]
         if center is not None and self.settings.center_ras is not None:
             self.notes.append("This network looks at the whole image; the center only chose the slice.")
+        if flat and center is not None:
+            self._require_slice(text, center)
         if flat and not text and center is not None:
             axis = plane_axis(model.package, volume)
             text = f"{'kji'[axis]}:{int(np.floor(center[axis] + 0.5))}"
@@ -155,6 +158,15 @@ class _Run:
                 found.append(_View(one, (0, 0, 0), box, name.strip()))
         return found
 
+    def _require_slice(self, text, center):
+        """Refuse a slice that the center does not lie on."""
+        if not text or text.strip().lower() == "all" or self.model.package.input.spatial_dims != 2:
+            return
+        axis, index = parse_slice(self.volume, text)
+        if index != int(np.floor(center[axis] + 0.5)):
+            name = f"{text.partition(':')[0]}:{int(np.floor(center[axis] + 0.5))}"
+            raise MedXAIError(f"The center lies on slice {name}, and {text} was asked for; leave one of both out.")
+
     def _require_memory(self):
         """How many views are looked at in one pass; refused where not even one has room."""
         view = self.views[0].prepared.x[(..., *self.views[0].box)]
@@ -167,7 +179,7 @@ class _Run:
                 f"The generators need about {each / 2**30:.1f} GiB for {' × '.join(map(str, view.shape[2:]))} voxels, but {have / 2**30:.1f} GiB of "
                 f"{self.model.device} memory are available; crop the volume.", kind="memory",
             )  # fmt: skip
-        self.batch, self.need = max(1, min(64, BYTES // each)), each
+        self.batch, self.need = max(1, min(16, BYTES // each)), each
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
@@ -200,21 +212,12 @@ class _Run:
             if self.batch < len(views):
                 yield Step(0.9 * min(1, (start + len(some)) / len(views)), f"Image {start + len(some)} of {len(views)}", (), self._now)  # fmt: skip
         self.logits = torch.cat(kept, 1)
-        self.odds = self._odds(self.logits.flatten(0, 1)).reshape(3, -1)
+        self.odds = self.sides.log_odds(model, self.logits.flatten(0, 1)).reshape(3, -1)
         self.main = int(self.odds[0].argmax())
         view = views[self.main]
         self.x = view.prepared.x[(..., *view.box)]
         self.changes = [self._change(view.prepared, n)[(..., *view.box)] for n in (0, 1)]
         yield Step(0.95, "Checking")
-
-    def _odds(self, logits):
-        """Log-odds of the positive class, (N,)."""
-        model, pair = self.model, self.pair
-        if self.sign > 0:
-            return model.log_odds(logits, pair.positive)
-        return (
-            -model.log_odds(logits, pair.positive) if pair.negative is None else model.log_odds(logits, pair.negative)
-        )
 
     def _change(self, prepared, which):
         """Δ⁺ (0) or Δ⁻ (1) of a prepared image, (1, C, *spatial)."""
@@ -302,7 +305,8 @@ class _Run:
             result.scores[f"probability{name}"] = value
         for name, value in zip(("", "_positive", "_negative"), odds.tolist()):
             result.scores[f"log_odds{name}"] = value
-        result.scores["flipped"] = int(bool(odds[2] <= 0 if odds[0] > 0 else odds[1] > 0))
+        main = self.logits[:, self.main]
+        result.scores["flipped"] = int(self.sides.flipped(model, main[:1], main[1:2], main[2:]))
         result.scores["images"] = len(self.views)
         if len(self.views) > 1:
             kind = "slices" if len(self.sums) == len(self.views) else "windows"
@@ -315,14 +319,16 @@ class _Run:
             )
 
     def _checks(self, result, written) -> None:
+        model, sides, main = self.model, self.sides, self.logits[:, self.main]
         x, (up, down), odds = self.x, self.changes, self.odds[:, self.main]
-        answers_positive = bool(odds[0] > 0)
+        positive = bool(sides.is_positive(main[:1]))
         # One batch: the places of the morph, a few voxels carried over to the other class, and the images as they are written.
-        other = down if answers_positive else up
+        other = down if positive else up
         top, drawn = _focus((up - down).abs(), other, FOCUS)
         between = [x + max(t, 0) * up + max(-t, 0) * down for t in POSITIONS if t not in (-1, 0, 1)]
         with torch.no_grad():
-            asked = self._odds(self.model.logits(torch.cat([*between, x + top, x + drawn, *self._again(written)])))
+            answers = model.logits(torch.cat([*between, x + top, x + drawn, *self._again(written)]))
+        asked, against = (sides.log_odds(model, answers, side) for side in (True, not positive))
         known = dict(zip([t for t in POSITIONS if t not in (-1, 0, 1)], asked.tolist()))
         known |= {0: float(odds[0]), 1: float(odds[1]), -1: float(odds[2])}
         morph = np.array([known[t] for t in POSITIONS])
@@ -332,17 +338,19 @@ class _Run:
             "G⁻ (−1), x (0), G⁺ (1)", f"Probability of {self.labels[0]}", shown=("probability",), limits=(0.0, 1.0),
         )  # fmt: skip
         checks, notes = result.self_checks, result.notes
-        gain, loss = float(odds[1] - odds[0]), float(odds[0] - odds[2])
+        to_negative = sides.log_odds(model, main, False)
+        gain, loss = float(odds[1] - odds[0]), float(to_negative[2] - to_negative[0])
         checks["both_ways"] = {
             "value": min(gain, loss), "passed": min(gain, loss) > 0,
-            "meaning": f"By how much G⁺ raises and G⁻ lowers the log-odds of '{self.labels[0]}', the smaller of both; passed above 0.",
+            "meaning": f"By how much G⁺ raises the log-odds of '{self.labels[0]}' and G⁻ those of '{self.labels[1]}', the smaller of both; passed above 0.",
         }  # fmt: skip
         checks["flipped"] = {
             "value": result.scores["flipped"], "passed": bool(result.scores["flipped"]),
-            "meaning": "Whether the image of the other class is one for the classifier (1) or not (0).",
+            "meaning": "Whether the classifier answers the other class to the image made towards it (1) or not (0).",
         }  # fmt: skip
-        whole = float(odds[2] - odds[0]) if answers_positive else float(odds[1] - odds[0])
-        shares = [(float(one) - float(odds[0])) / whole if abs(whole) > 1e-6 else math.nan for one in asked[-4:-2]]
+        towards = to_negative if positive else odds
+        begin, whole = float(towards[0]), float(towards[2 if positive else 1] - towards[0])
+        shares = [(float(one) - begin) / whole if abs(whole) > 1e-6 else math.nan for one in against[-4:-2]]
         checks["more_than_elsewhere"] = {
             "value": shares[0] - shares[1] if math.isfinite(shares[0]) else None,
             "passed": None if not math.isfinite(shares[0]) else shares[0] > shares[1],
@@ -357,7 +365,7 @@ class _Run:
             notes.append("The generators do not push this image to both classes; R says little about it.")
         elif not checks["flipped"]["passed"]:
             notes.append(
-                "The image of the other class is not yet one for the classifier: R shows the direction, not all of the way."
+                "The classifier does not answer the other class to the image made towards it: R shows the direction, not all of the way."
             )
         if checks["known_intensities"]["passed"] is False:
             notes.append(
@@ -377,13 +385,10 @@ class _Run:
         """The written volumes as the network gets them."""
         view, found = self.views[self.main], []
         for volumes in written:
-            if view.prepared.volume is self.volume:
+            if self.patch is None:
                 again = prepare(self.model, volumes, view.prepared.slice)
             else:
-                stop = np.add(view.start, view.prepared.volume.shape)
-                again = prepare(
-                    self.model, [one.crop(view.start, stop) for one in volumes], axes=list(view.prepared.axes)
-                )
+                again = patch_at(self.model, volumes, *self.patch)[0]
             found.append(again.x[(..., *view.box)])
         return found
 

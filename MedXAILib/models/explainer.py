@@ -11,6 +11,7 @@ from ..errors import MedXAIError
 from ..package import Package
 from .generators import GeneratorPair
 from .loading import load_companion
+from .sides import Sides
 
 
 class Explainer:
@@ -51,6 +52,11 @@ class Explainer:
                 f"The explainer '{self.package.name}' was trained for '{about.name}' (SHA-256 {about.sha256[:12]}…), not for '{package.name}' "
                 f"({package.sha256[:12]}…); train one for it (medxai train cycle)."
             )
+        differs = [name for name, mine, other in (("labels", about.labels, classifier.labels), ("input", self.package.input, package.input)) if mine != other]  # fmt: skip
+        if differs:
+            raise MedXAIError(
+                f"The explainer '{self.package.name}' was trained for these weights with another '{differs[0]}' in model.json; put it back, or train anew (medxai train cycle)."
+            )
         return Pair(self.model, classifier, about)
 
     def record(self) -> dict:
@@ -63,19 +69,20 @@ class Pair:
 
     Attributes
     ----------
-    positive : int
-        The positive class among the classifier's labels.
-    negative : int or None
-        The negative one; None: not the positive one.
+    sides : Sides
+        The positive and the negative class.
+    about : Explains
     filters : int
-        Of the generators' widest layers.
+        Of the generators' first stage, at full resolution.
     """
 
     def __init__(self, model, classifier, about):
         self._module, self.about = model.module, about
         self.filters = model.module.positive.encoder.stages[0][0].out_channels
-        self.positive = classifier.label_index(about.positive)
-        self.negative = classifier.label_index(about.negative) if about.negative in classifier.labels else None
+        labels = classifier.labels
+        self.sides = Sides(
+            labels.index(about.positive), labels.index(about.negative) if about.negative in labels else None
+        )
 
     def images(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """G⁺(x) and G⁻(x), one pass of each generator; (N, C, *spatial) in the classifier's network units, never clamped."""
@@ -133,5 +140,5 @@ def find_explainer(folder, sha256: str) -> Path:
             f"{len(found)} explainers of this model lie beside it ({', '.join(one.name for one in found)}); name one (--explainer)."
         )
     raise MedXAIError(
-        f"No explainer of this model lies beside '{Path(folder).name}'; train one (medxai train cycle FOLDER --model {Path(folder).name}) or name its folder (--explainer)."
+        f"No explainer of this model lies beside '{Path(folder).absolute().name}'; train one (medxai train cycle FOLDER --model MODEL) or name its folder (--explainer)."
     )

@@ -6,6 +6,8 @@ of the network's grid comes back without touching the rest of the volume.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -21,7 +23,12 @@ _AXIS_NAMES = "kji"
 
 
 def prepare(
-    model, volumes: list[Volume], slice: str = "", like: Prepared | None = None, axes: list[Axis] | None = None
+    model,
+    volumes: list[Volume],
+    slice: str = "",
+    like: Prepared | None = None,
+    axes: list[Axis] | None = None,
+    frozen: Sequence[Frozen] = (),
 ) -> Prepared:
     """Make the network's input from one volume per channel.
 
@@ -39,6 +46,8 @@ def prepare(
         taken over.
     axes : list of Axis, optional
         Where the network's grid lies, when it is not by the package's rule on the whole volume (`patch_at`).
+    frozen : sequence of Frozen, one per channel, optional
+        The intensities, when the volumes are a part of those whose statistics count.
 
     Raises
     ------
@@ -66,7 +75,7 @@ def prepare(
     elif slice:
         raise MedXAIError(f"'{package.name}' is a 3-D network and takes the whole volume; leave the slice out.")
     axes = _padded(package, first, _axes(package, first) if axes is None else axes)
-    frozen = [
+    frozen = frozen or [
         freeze(rule, v, _statistics(rule, v, axes, plane, index, package))
         if like is None or rule.per_slice
         else like.intensity[n]
@@ -96,7 +105,7 @@ def patch_at(model, volumes: list[Volume], slice: str, center) -> tuple[Prepared
     Returns
     -------
     prepared : Prepared
-        Of the volumes cropped to the patch; statistics are those of the patch.
+        Of the volumes cropped to the patch; statistics are those of the whole volume (or slice), as everywhere.
     start : tuple of int
         Where the cropped volumes begin, (k, j, i).
     moved : bool
@@ -111,18 +120,20 @@ def patch_at(model, volumes: list[Volume], slice: str, center) -> tuple[Prepared
     about = package.input
     center = [float(np.clip(c, 0, n - 1)) for c, n in zip(center, first.shape)]
     start, stop, moved = [0, 0, 0], list(first.shape), False
+    network, plane, index = _axes(package, first), None, None
     if about.spatial_dims == 2:
         plane = plane_axis(package, first)
         index = _slice_index(package, first, plane, slice) if slice else int(np.floor(center[plane] + 0.5))
         start[plane], stop[plane] = index, index + 1
     axes = []
-    for n, whole in enumerate(_axes(package, first)):
+    for n, whole in enumerate(network):
         axis, size = whole.axis, about.size[n]
         ratio = 1.0 if whole.exact else abs(whole.step)
         if size * ratio > whole.length + 0.01:
-            mm = [f"{edge * ratio_:.4g}" for edge, ratio_ in zip(about.size, _patch_mm(package, first))]
+            steps = [abs(one.step) * first.spacing[2 - one.axis] for one in network]
+            mm = " × ".join(f"{edge * step:.4g}" for edge, step in zip(about.size, steps))
             raise MedXAIError(
-                f"The patch of '{package.name}', {' × '.join(mm)} mm, is larger than '{first.name}'; give a larger image."
+                f"The patch of '{package.name}', {mm} mm, is larger than '{first.name}'; give a larger image, or leave the center (or segment) out."
             )
         low = center[axis] - ratio * (size - 1) / 2  # of the first voxel's center
         inside = min(max(low, (ratio - 1) / 2), whole.length - 1 - ratio * (size - 1) - (ratio - 1) / 2)
@@ -133,13 +144,10 @@ def patch_at(model, volumes: list[Volume], slice: str, center) -> tuple[Prepared
         stop[axis] = min(whole.length, int(np.ceil(high - 1e-6)) + 1)
         at = (high if whole.step < 0 else low) - start[axis]
         axes.append(Axis(axis, stop[axis] - start[axis], size, float(at), ratio if whole.step > 0 else -ratio))
-    cropped = [on_grid(one, first).crop(start, stop) for one in volumes]
-    return prepare(model, cropped, axes=axes), tuple(start), moved
-
-
-def _patch_mm(package, volume) -> list[float]:
-    """Millimetres of the network's voxels along its axes."""
-    return [abs(one.step) * volume.spacing[2 - one.axis] for one in _axes(package, volume)]
+    channels = [on_grid(one, first) for one in volumes]
+    frozen = [freeze(rule, one, _statistics(rule, one, network, plane, index, package)) for rule, one in zip(about.intensity, channels)]  # fmt: skip
+    cropped = [one.crop(start, stop) for one in channels]
+    return prepare(model, cropped, axes=axes, frozen=frozen), tuple(start), moved
 
 
 class Prepared:

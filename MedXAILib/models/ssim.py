@@ -45,6 +45,8 @@ def dssim(x: Tensor, others: Sequence[Tensor], data_range: float, kind: str = "s
     dims, images = x.ndim - 2, [one.float() for one in (x, *others)]
     totals = [0.0] * len(others)
     pool = functional.avg_pool2d if dims == 2 else functional.avg_pool3d
+    middle = images[0].detach().mean(tuple(range(2, x.ndim)), keepdim=True)
+    images = [one - middle for one in images]  # variances do not depend on it, but their rounding does
     count = scales or scales_of(x.shape[2:])
     for scale in range(count):
         images = [pool(one, 2) for one in images] if scale else images
@@ -54,10 +56,9 @@ def dssim(x: Tensor, others: Sequence[Tensor], data_range: float, kind: str = "s
         mean, square, *found = _blurred(torch.stack(parts))
         n = len(rest)
         for number, (other, other2, both) in enumerate(zip(found[:n], found[n : 2 * n], found[2 * n :])):
-            product, squares = mean * other, mean * mean + other * other
-            ssim = (
-                (2 * product + c1) * (2 * (both - product) + c2) / ((squares + c1) * (square + other2 - squares + c2))
-            )
+            covariance, variances = both - mean * other, square - mean * mean + other2 - other * other
+            a, b = mean + middle, other + middle
+            ssim = (2 * a * b + c1) * (2 * covariance + c2) / ((a * a + b * b + c1) * (variances + c2))
             totals[number] = totals[number] + ssim.flatten(1).mean(1) / count
     return [1 - one / 2 if kind == "paper" else (1 - one) / 2 for one in totals]
 

@@ -20,33 +20,15 @@ from ..evaluation.resume import Log
 from ..explanation import Point, Step
 from ..models.generators import GeneratorPair
 from ..models.model import Model
+from ..models.sides import Sides
 from ..settings import CycleTrainingSettings
 from .cycle_losses import activation_loss, keeping_losses
 from .discriminator import PairDiscriminator
-from .saving import read_state, read_weights, save_weights, weights_of, write_state
+from .saving import read_kept, read_state, save_weights, state_told, weights_of, write_state
 
 STATE, BEST = "state.safetensors", "best.safetensors"
 LOSSES = ("generator", "discriminator", "cycle", "similarity", "activation", "adversarial")
 JUDGED = ("probability", "probability_positive", "probability_negative", "flip_rate", "cycle_error", "score")
-
-
-class Sides(NamedTuple):
-    """The two classes, as indices of the classifier's labels; ``negative`` None: not the positive one."""
-
-    positive: int
-    negative: int | None
-
-    def odds(self, model: Model, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-odds of the positive class on images towards it and of the negative one on images towards that, (N, C, *spatial) each; one pass."""
-        both = model.logits(torch.cat([positive.float(), negative.float()]))
-        up, down = both.split([len(positive), len(negative)])
-        return model.log_odds(up, self.positive), self.odds_of_negative(model, down)
-
-    def odds_of_negative(self, model: Model, logits: Tensor) -> Tensor:
-        """Log-odds of the negative class, (N,)."""
-        return (
-            -model.log_odds(logits, self.positive) if self.negative is None else model.log_odds(logits, self.negative)
-        )
 
 
 def train_pair(
@@ -108,42 +90,46 @@ def train_pair(
     All that is random in an epoch comes from a generator seeded with the seed and the epoch. So weights, moments and the best weights are all that is
     kept, and on a CPU, with the same number of threads, a training that went on is equal to the bit to one never stopped.
     """
-    state, random = Path(state), torch.get_rng_state()
-    try:
-        with model.frozen():
-            work = Trainer(model, sides, images, kept_back, settings, data_range, tuple(shape), seeds)
-            told = read_state(state / STATE, work.networks, work.adam)
-            done, best, since = told.get("epoch", 0), told.get("best"), told.get("since", 0)
-            for epoch in range(done + 1, settings.epochs + 1):
-                if settings.patience and since >= settings.patience:
-                    break
-                row = yield from work.epoch(epoch)
-                since, better = since + 1, best is None or row["score"] < best
-                if better:
-                    best, since = row["score"], 0
-                state.mkdir(parents=True, exist_ok=True)  # not before there is something to keep
-                log.add(row)
-                if better:
-                    save_weights(weights_of(work.kept, False), state / f"{BEST}.new")
-                    (state / f"{BEST}.new").replace(state / BEST)
-                now = {"epoch": epoch, "best": best, "since": since}
-                write_state(state / STATE, work.networks, work.adam, now)  # last: what it says is finished is there
-                if sample:
-                    with torch.no_grad():
-                        sample(work.kept, epoch)
-                points = tuple(Point(curve, epoch, {name: row[name] for name in names}) for curve, names in (("training", LOSSES), ("validation", JUDGED)))  # fmt: skip
-                text = (
-                    f"epoch {epoch} of {settings.epochs} at most: flip rate {row['flip_rate']:.2f}, score {row['score']:.3f}"
-                    + " (best)" * better
-                )
-                yield Step(epoch / settings.epochs, text, points)
-    finally:
-        torch.set_rng_state(random)
+    state = Path(state)
+    with model.frozen():
+        work = Trainer(model, sides, images, kept_back, settings, data_range, tuple(shape), seeds)
+        told = read_state(state / STATE, work.networks, work.adam)
+        done, best, since = told.get("epoch", 0), told.get("best"), told.get("since", 0)
+        for epoch in range(done + 1, settings.epochs + 1):
+            if settings.patience and since >= settings.patience:
+                break
+            row = yield from work.epoch(epoch)
+            since, better = since + 1, best is None or row["score"] < best
+            if better:
+                best, since = row["score"], 0
+            state.mkdir(parents=True, exist_ok=True)  # not before there is something to keep
+            log.add(row)
+            if better:
+                save_weights(weights_of(work.kept, False), state / f"{BEST}.new", {"epoch": epoch})
+                (state / f"{BEST}.new").replace(state / BEST)
+            now = {"epoch": epoch, "best": best, "since": since}
+            write_state(state / STATE, work.networks, work.adam, now)  # last: what it says is finished is there
+            if sample:
+                with torch.no_grad():
+                    sample(work.kept, epoch)
+            points = tuple(Point(curve, epoch, {name: row[name] for name in names}) for curve, names in (("training", LOSSES), ("validation", JUDGED)))  # fmt: skip
+            text = (
+                f"epoch {epoch} of {settings.epochs} at most: flip rate {row['flip_rate']:.2f}, score {row['score']:.3f}"
+                + " (best)" * better
+            )
+            yield Step(epoch / settings.epochs, text, points)
 
 
-def best_weights(state) -> dict[str, Tensor]:
-    """Of the generators, with the best validation score so far."""
-    return read_weights(Path(state) / BEST)
+def best_weights(state) -> tuple[dict[str, Tensor], int]:
+    """Of the generators, with the best validation score so far, and of which epoch they are.
+
+    Raises
+    ------
+    MedXAIError
+        When the file is damaged.
+    """
+    path = Path(state) / BEST
+    return read_kept(path), state_told(path)["epoch"]
 
 
 class Shake(NamedTuple):
@@ -164,7 +150,9 @@ class Shake(NamedTuple):
 
 def generator_losses(model, sides: Sides, x, made, back, settings, data_range: float, shake=None) -> dict[str, Tensor]:
     """``cycle``, ``similarity`` and ``activation`` (eq. 1, 2 and 4), each the sum of both generators' and not yet weighted; see `keeping_losses`."""
-    odds = sides.odds(model, *(made if shake is None else map(shake, made)))
+    seen = made if shake is None else [shake(one) for one in made]
+    up, down = model.logits(torch.cat([one.float() for one in seen])).split([len(one) for one in seen])
+    odds = sides.log_odds(model, up), sides.log_odds(model, down, False)
     similarity, cycle = keeping_losses(x, made, back, settings, data_range)
     return {"cycle": cycle, "similarity": similarity, "activation": sum(activation_loss(one, settings.activation) for one in odds)}  # fmt: skip
 
@@ -182,13 +170,13 @@ class Trainer:
         self.images, self.kept_back, self.device = images, kept_back, model.device
         about = model.package.input
         dims, channels = about.spatial_dims, len(about.channels)
-        torch.manual_seed(settings.seed)
-        self.pair = GeneratorPair(dims, channels, settings.width, settings.residual)
-        self.judges = nn.ModuleList()
-        for seed, generator in zip(seeds, (self.pair.positive, self.pair.negative)):
-            torch.manual_seed(int(np.random.default_rng([settings.seed, 9, seed]).integers(2**63)))
-            generator.draw()
-            self.judges.append(PairDiscriminator(dims, channels, settings.width, settings.tied))
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self.pair = GeneratorPair(dims, channels, settings.width, settings.residual)
+            self.judges = nn.ModuleList()
+            for seed, generator in zip(seeds, (self.pair.positive, self.pair.negative)):
+                torch.manual_seed(int(np.random.default_rng([settings.seed, 9, seed]).integers(2**63)))
+                generator.draw()
+                self.judges.append(PairDiscriminator(dims, channels, settings.width, settings.tied))
         self.networks = nn.ModuleDict({"pair": self.pair, "judges": self.judges})
         self.kept = self.pair  # the generators that are judged and kept
         if settings.average:
@@ -218,7 +206,7 @@ class Trainer:
             chosen = slice(step * settings.batch, (step + 1) * settings.batch)
             x, other = (self._batch(numbers[chosen], rng) for numbers in (order, others))
             swapped = torch.from_numpy(rng.random(len(x)) < 0.5).to(self.device)
-            parts = self.step(x, other, swapped, self._shake(x, rng))
+            parts = self.step(x, other, swapped, self.shake(x, rng))
             values = torch.stack([parts[name].detach() for name in LOSSES]).tolist()
             if not all(map(math.isfinite, values)):
                 kept = (
@@ -227,8 +215,8 @@ class Trainer:
                     else ""
                 )
                 raise MedXAIError(
-                    f"A loss is no longer finite in epoch {epoch}{kept}. Lower the learning rates (--learning-rate, --discriminator-rate)"
-                    + (", or compute in 32 bits (--precision float32)." if self.narrow else ".")
+                    f"A loss is no longer finite in epoch {epoch}{kept}. Begin anew with another --output and lower learning rates (--learning-rate, --discriminator-rate)"
+                    + (", or in 32 bits (--precision float32)." if self.narrow else ".")
                 )
             for name, value in zip(LOSSES, values):
                 total[name] += value * len(x) / count
@@ -241,7 +229,8 @@ class Trainer:
             found = [one.flip([axis for axis in range(1, one.ndim) if rng.random() < 0.5]) for one in found]
         return torch.stack(found).to(self.device)
 
-    def _shake(self, x, rng):
+    def shake(self, x: Tensor, rng) -> Shake | None:
+        """How a batch is shaken before the classifier looks at it; None: not at all."""
         settings = self.settings
         if not settings.jitter and not settings.noise:
             return None
@@ -316,12 +305,11 @@ class Trainer:
                 made = self.kept.positive(x), self.kept.negative(x)
                 back = self.kept.negative(made[0]), self.kept.positive(made[1])
                 parts = generator_losses(model, sides, x, made, back, settings, self.range)
-                odds = model.log_odds(model.logits(torch.cat([x, *made])), sides.positive).reshape(3, -1)
-                before, up, down = odds
-                flipped = torch.where(before > 0, down <= 0, up > 0)
+                logits = model.logits(torch.cat([x, *made]))
+                odds = sides.log_odds(model, logits).reshape(3, -1)
                 found = {
                     **dict(zip(JUDGED, torch.sigmoid(odds).mean(1))),
-                    "flip_rate": flipped.float().mean(),
+                    "flip_rate": sides.flipped(model, *logits.split(len(x))).float().mean(),
                     "cycle_error": parts["cycle"] / 2,
                     "score": weighted(parts, settings),
                     "kept_back_similarity": parts["similarity"] / 2,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import time
 from collections.abc import Generator
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,16 +18,16 @@ from ..evaluation.resume import Log, resumable
 from ..explanation import Curve, Explanation, Step, Steps, part
 from ..files import check_new_folder, plain, write_csv
 from ..methods.provenance import provenance
-from ..models import prepare
 from ..models.model import Model
+from ..models.sides import Sides
 from ..settings import CycleJobSettings, CycleTrainingSettings
-from .cycle import BEST, JUDGED, LOSSES, Sides, best_weights, cut, train_pair
+from .cycle import BEST, JUDGED, LOSSES, STATE, best_weights, cut, train_pair
+from .cycle_images import KIND, Patches, patches_of
 from .cycle_pages import samples_page
-from .images import Images, kept_back, read_images, require_enough
-from .saving import command_of, finished, lift, write_figures, write_trained
+from .images import read_images, snapshot
+from .saving import command_of, finished, lift, state_told, write_figures, write_trained
 
 EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
-KIND = "an explainer"
 SAMPLES = 5  # images kept back that samples.png shows
 POLICY = "The weights are those with the best validation score (cycle, similarity and activation loss) on the images kept back, so figures on these images flatter."
 
@@ -66,10 +67,11 @@ def train_cycle(
         raise MedXAIError(f"There is nothing to finish: no epoch of a training into '{folder}' is kept.")
     model.require_task("classification", "cycle")
     sides, names = sides_of(model, settings)
-    package = model.package
+    package, before = model.package, snapshot(source, settings)
     images = yield from part(read_images(source, settings, package, package.input.spatial_dims, KIND), 0.0, 0.04)
-    command = f"{command_of(named(settings), 'FOLDER', 'cycle').removesuffix(' --output FOLDER')} --model {package.folder.name} --output FOLDER"
-    return (yield from part(_whole(model, sides, names, images, source, folder, settings, command, finish, began), 0.04, 1.0))  # fmt: skip
+    where = shlex.quote(package.folder.absolute().name)
+    command = f"{command_of(named(settings), 'FOLDER', 'cycle').removesuffix(' --output FOLDER')} --model {where} --output FOLDER"
+    return (yield from part(_whole(model, sides, names, images, before, source, folder, settings, command, finish, began), 0.04, 1.0))  # fmt: skip
 
 
 def training_job(model: Model, settings: CycleJobSettings) -> Steps:
@@ -123,39 +125,47 @@ def sides_of(model: Model, settings) -> tuple[Sides, tuple[str, str]]:
 # ---- the work --------------------------------------------------------------------------------------------------------
 
 
-def _whole(model, sides, names, images, source, folder, settings, command, finish, began):
-    yield Step(0.0, "Preparing images")
-    shape, used, arrays, ranges = prepared_images(model, images, settings)
-    chosen = yield from part(_answered(model, sides, names, used, arrays, shape, images), 0.0, 0.05)
-    used, arrays = ([one for one, keep in zip(some, chosen) if keep] for some in (used, arrays))
-    require_enough(used, images.skipped, KIND)
-    back = kept_back(used, settings)
-    data_range = settings.data_range or _range(model.package, ranges, arrays)
-    train = [one for one, b in zip(arrays, back) if not b]
-    held = torch.stack([cut(one, shape) for one, b in zip(arrays, back) if b])
-    held_names = [one.name for one, b in zip(used, back) if b]
-    # What may differ between two starts: where it computes, and when it ends.
-    same = named(settings).to_json()
-    about = {"settings": {n: v for n, v in same.items() if n not in ("device", "epochs", "patience")}, "images": images.fingerprint, "classifier": model.package.sha256}  # fmt: skip
+def _whole(model, sides, names, images, before, source, folder, settings, command, finish, began):
+    patches = yield from part(patches_of(model, sides, names, images, settings), 0.0, 0.05)
+    # What may differ between two starts: where it computes, when it ends and, to finish, the images.
+    same = {n: v for n, v in named(settings).to_json().items() if n not in ("device", "epochs", "patience")}
+    about = {"settings": same, "images": images.fingerprint, "classifier": model.package.sha256}
     with resumable(folder) as partial:
-        log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings, images and classifier"))
         state = partial / ".state"
+        if finish:
+            about["images"] = _trained_on(partial)
+        log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings, images and classifier"))
         if not finish:
-            sample = _Sampler(held, held_names, names, partial / "samples.png", images.notes)
-            training = train_pair(model, sides, train, held, state, settings, data_range, log, shape, sample)
+            sample = _Sampler(patches.held, patches.held_names, names, partial / "samples.png", images.notes)
+            training = train_pair(
+                model,
+                sides,
+                patches.train,
+                patches.held,
+                state,
+                settings,
+                patches.data_range,
+                log,
+                patches.shape,
+                sample,
+            )
             yield from part(training, 0.05, 0.98)
         if not (state / BEST).exists():
-            raise MedXAIError(f"There is nothing to finish: no weights are kept in '{state}'.")
-        rows = {row["epoch"]: row for row in Log(partial / EPOCHS, about).rows}
-        rows = [rows[epoch] for epoch in sorted(rows)]
-        best = min(rows, key=lambda row: row["score"])
-        changed = _changed(source, settings, model.package, images)
-        if changed:
-            images.notes.append(f"{changed} while this was trained; the images are those that were there at the start.")
-        whole = package_fields(model, names, settings, command, shape, train, data_range)
+            raise MedXAIError(f"There is nothing to finish: no weights are kept in '{partial}'.")
+        weights, epoch = best_weights(state)
+        last = max(epoch, state_told(state / STATE).get("epoch", 0))
+        rows = {row["epoch"]: row for row in Log(partial / EPOCHS, about).rows if row["epoch"] <= last}
+        rows = [rows[number] for number in sorted(rows)]
+        best = next(row for row in rows if row["epoch"] == epoch)
+        if before != snapshot(source, settings):
+            images.notes.append(
+                f"The folder '{Path(source).name}' changed while this was trained; the images are those that were there at the start."
+            )
+        whole = package_fields(model, names, settings, command, patches)
         trained = partial / "explainer"
         shutil.rmtree(trained, ignore_errors=True)  # of a start that was stopped later
-        weights = {name: value.half() if settings.half else value for name, value in best_weights(state).items()}
+        if settings.half:
+            weights = {name: value.half() for name, value in weights.items()}
         write_trained(trained, whole, weights, {})
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         write_csv(partial / "epochs.csv", columns)
@@ -165,9 +175,9 @@ def _whole(model, sides, names, images, source, folder, settings, command, finis
             "policy": POLICY,
             "classes": {"positive": names[0], "negative": names[1]},
             "classifier": {"name": model.package.name, "sha256": model.package.sha256},
-            "shape": list(shape),
-            "data_range": data_range,
-            "images": {"training": len(train), "kept_back": len(held), "skipped": images.skipped},
+            "shape": list(patches.shape),
+            "data_range": patches.data_range,
+            "images": {"training": len(patches.train), "kept_back": len(patches.held), "skipped": images.skipped},
             "epochs": len(rows),
             "best_epoch": {name: best[name] for name in ("epoch", *LOSSES, *JUDGED)},
             "seconds_of_training": sum(columns["seconds"]),
@@ -175,113 +185,26 @@ def _whole(model, sides, names, images, source, folder, settings, command, finis
         }
         write_figures(partial, figures)
         lift(trained)
-        shutil.rmtree(state)
-        (partial / EPOCHS).unlink()
+    folder = Path(folder)  # it has its name now; what it was trained from is not needed any more
+    shutil.rmtree(folder / ".state")
+    (folder / EPOCHS).unlink()
     return _told(model, settings, names, folder, columns, figures, began)
 
 
-def prepared_images(model: Model, images: Images, settings) -> tuple[tuple[int, ...], list, list, list]:
-    """Spatial shape of what the networks see; the images that can be used, each (C, *spatial) in the classifier's network units, and their intensity maps."""
-    about = model.package.input
-    on_cpu = SimpleNamespace(package=model.package, device="cpu")
-    made, used, frozen = [], [], []
-    for one in images.images:
-        try:
-            prepared = prepare(on_cpu, [one.volume], one.slice)
-        except MedXAIError as error:
-            images.skipped[one.name] = error.message
-            continue
-        made.append(prepared.x[0][(slice(None), *prepared.valid)])  # padding is no image to learn from
-        used.append(one)
-        frozen.append(prepared.intensity[0])
-    require_enough(used, images.skipped, KIND)
-    dims = about.spatial_dims
-    if about.size is not None:
-        shape = tuple(about.size)
-        if settings.patch and (settings.patch,) * dims != shape:
-            raise MedXAIError(f"'{model.package.name}' takes {_by(shape)} voxels, so --patch cannot be {settings.patch}; leave it out.")  # fmt: skip
-    elif settings.patch:
-        shape = (settings.patch,) * dims
-    else:
-        shapes = {tuple(one.shape[1:]) for one in made}
-        if len(shapes) > 1:
-            raise MedXAIError(f"The images have {len(shapes)} different sizes, and '{model.package.name}' takes any; give the edge of the patches (--patch).")  # fmt: skip
-        shape = shapes.pop()
-    large = [all(n >= s for n, s in zip(one.shape[1:], shape)) for one in made]
-    if not any(large):
-        most = _by(max(tuple(one.shape[1:]) for one in made))
-        raise MedXAIError(f"The patch of {_by(shape)} voxels is larger than every image (the largest: {most}); give a smaller one (--patch) or larger images.")  # fmt: skip
-    for one, there in zip(used, large):
-        if not there:
-            images.skipped[one.name] = f"it is smaller than the patch of {_by(shape)} voxels"
-    kept = [[one for one, there in zip(some, large) if there] for some in (used, made, frozen)]
-    return shape, *kept
+def _trained_on(partial) -> str:
+    """The fingerprint of the images that a training began with: it may be finished without them."""
+    with (partial / EPOCHS).open(encoding="utf-8") as file:
+        return json.loads(file.readline()).get("images", "")
 
 
-def _answered(model, sides, names, used, arrays, shape, images):
-    """Which images the classifier answers with one of both classes; refused where it answers all of them with one. A generator of steps."""
-    softmax, answers = model.package.output.activation == "softmax", []
-    with model.frozen():
-        x = cut(arrays[0], shape)[None].to(model.device).requires_grad_()
-        slope = model.gradient(model.log_odds(model.logits(x), sides.positive).sum(), x)
-        if not torch.isfinite(slope).all() or not float(slope.abs().max()):
-            raise MedXAIError(
-                f"'{model.package.name}' has no usable gradient of '{names[0]}' with respect to the image, and the generators follow it; explain a network that "
-                "gives its logits."
-            )
-        for start in range(0, len(arrays), 64):
-            yield Step(start / len(arrays), "Asking the classifier")
-            with torch.no_grad():
-                some = torch.stack([cut(one, shape) for one in arrays[start : start + 64]]).to(model.device)
-                logits = model.logits(some)
-                answers.append(logits.argmax(1) if softmax else (logits[:, sides.positive] <= 0).long())
-    answers = torch.cat(answers).cpu().numpy()
-    wanted = (sides.positive, sides.negative) if softmax else (0, 1)
-    counts = [int((answers == one).sum()) for one in wanted]
-    for one, answer in zip(used, answers):
-        if answer not in wanted:
-            images.skipped[one.name] = f"the classifier answers '{model.labels[answer]}', which is neither '{names[0]}' nor '{names[1]}'"  # fmt: skip
-    if not all(counts):
-        seen, missing = names[::-1] if counts[1] else names
-        raise MedXAIError(
-            f"The classifier answers all {sum(counts)} images with '{seen}'; the discriminators must see both classes, so give images of '{missing}' too."
-        )
-    images.notes.append(f"The classifier answers '{names[0]}' in {counts[0]} and '{names[1]}' in {counts[1]} images; no other label of theirs was used.")  # fmt: skip
-    return np.isin(answers, wanted)
-
-
-def _range(package, frozen, arrays) -> float:
-    """Range of the images in network units: what their window is clipped to, 8 bits, or from the 0.1th to the 99.9th percentile."""
-    first, rule = frozen[0], package.input.intensity[0]
-    if first.low is not None and first.high is not None:
-        return first.high - first.low
-    if rule.range == "uint8" and rule.kind in ("linear", "none"):
-        return 255 * abs(rule.multiply)
-    low, high = np.percentile(np.concatenate([one.numpy().ravel()[:: max(1, one.numel() // 65536)] for one in arrays]), (0.1, 99.9))  # fmt: skip
-    if not high > low:
-        raise MedXAIError("The images have one value only; there is nothing to learn from them.")
-    return float(high - low)
-
-
-def _changed(source, settings, package, images) -> str:
-    """What has become of the folder since it was read; empty: nothing."""
-    try:
-        steps = read_images(source, settings, package, package.input.spatial_dims, KIND)
-        with np.errstate(all="ignore"):
-            while True:
-                next(steps)
-    except StopIteration as end:
-        return "" if end.value.fingerprint == images.fingerprint else f"The folder '{Path(source).name}' changed"
-    except MedXAIError:
-        return f"The folder '{Path(source).name}' changed"
-
-
-def package_fields(model, names, settings, command, shape, train, data_range) -> dict:
+def package_fields(model, names, settings, command, patches: Patches) -> dict:
     """What ``model.json`` of the explainer holds."""
     package, about = model.package, model.package.to_json()["input"]
     if not about["size"]:
         about.pop("fit")  # a package names it beside a size only
-    means, spreads = (np.percentile([float(how(one)) for one in train], (1, 99)).tolist() for how in (torch.mean, torch.std))  # fmt: skip
+    shape, train, rng = patches.shape, patches.train, np.random.default_rng(0)
+    some = [cut(one, shape, rng) for one in train]
+    means, spreads = (np.percentile([float(how(one)) for one in some], (1, 99)).tolist() for how in (torch.mean, torch.std))  # fmt: skip
     license_of = {"license": package.about["license"]} if "license" in package.about else {}
     return {
         "name": f"{package.name}: {names[0]} against {names[1]}",
@@ -298,7 +221,7 @@ def package_fields(model, names, settings, command, shape, train, data_range) ->
         "input": about,
         "output": {"labels": list(names), "activation": "none"},
         "explains": plain(
-            {"sha256": package.sha256, "name": package.name, "positive": names[0], "negative": names[1], "data_range": data_range, "mean": means, "sd": spreads}
+            {"sha256": package.sha256, "name": package.name, "positive": names[0], "negative": names[1], "labels": list(model.labels), "data_range": patches.data_range, "mean": means, "sd": spreads}
         ),
     }  # fmt: skip
 
@@ -350,7 +273,7 @@ def _told(model, settings, names, folder, columns, figures, began) -> Explanatio
         "meaning": f"By how much G⁺ raises and G⁻ lowers the mean probability of '{names[0]}' on the images kept back, the smaller of both; passed above 0.05.",
     }  # fmt: skip
     result.provenance = provenance(
-        "train-cycle", named(settings), model, [], folder=str(Path(folder).absolute()), label=names[0], negative=names[1],
+        "train-cycle", named(settings), model, [], folder=str(Path(folder).absolute()), label=names[0], negative=names[1], skipped=figures["images"]["skipped"],
         seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
     return result

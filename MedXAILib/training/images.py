@@ -40,7 +40,7 @@ class Images:
     channel: str = "image"  # what a package calls its input
     orientation: str | None = None  # of the images, as a model package has it
     license: str = ""  # of the package, where it is known
-    fingerprint: str = ""  # differs when the images do
+    fingerprint: str = ""  # differs when the images' voxels, names or groups do
 
 
 def read_images(
@@ -87,8 +87,7 @@ def read_images(
         try:
             volume = io.read_volume(path)
             volume.require_finite()
-            some = _usable(name, volume, group, dims, package)
-            stat = path.stat()
+            some = _usable(name, volume, group, dims, package, what)
         except MedXAIError as error:
             skipped[name] = error.message
             if "colour picture" in error.message:
@@ -99,7 +98,7 @@ def read_images(
             continue
         found += some
         volumes.append((path, volume))
-        prints.append((name, group, stat.st_size, stat.st_mtime_ns))
+        prints.append((name, group, hashlib.blake2b(np.ascontiguousarray(volume.array)).hexdigest()))
     if colour:
         raise MedXAIError(
             f"{len(colour)} of the images are colour pictures (the first: {colour[0]}); save all of them as grey values."
@@ -122,10 +121,10 @@ def require_enough(images, skipped, what: str) -> None:
         )
 
 
-def _usable(name, volume, group, dims, package) -> list[Image]:
+def _usable(name, volume, group, dims, package, what) -> list[Image]:
     if dims == 3:
         if 1 in volume.shape:
-            raise MedXAIError("it is one slice, and a 3-D inpainter takes volumes")
+            raise MedXAIError(f"it is one slice, and {what} in 3-D takes volumes")
         if volume.array.min() == volume.array.max():
             raise MedXAIError("it has one value only")
         return [Image(name, volume, "", group or name)]
@@ -168,19 +167,19 @@ def listed_images(folder: Path, settings, dims: int, side: str = "train", all_ro
 def _from_table(folder, table, settings, wanted_side, all_rows):
     rows, names = read_table(table)
     group = settings.group_column or ("patient_id" if "patient_id" in names else "")
-    require_columns(table, {"image": settings.image_column, "split": settings.split_column, "group": group}, names)
+    split = settings.split_column or ("split" if "split" in names else "")
+    require_columns(table, {"image": settings.image_column, "split": split, "group": group}, names)
     wanted = [tuple(part.strip() for part in one.split("=", 1)) for one in settings.where]
     for column, _ in wanted:
         if column not in names:
             raise MedXAIError(f"The table '{table}' has no column '{column}' (--where); it has {', '.join(names)}.")
     chosen = [row for row in rows if all((row[column] or "").strip() == value for column, value in wanted)]
-    if settings.split_column:
-        sides = [(row[settings.split_column] or "").strip().lower() for row in chosen]
+    rows_there = len(chosen)
+    if split:
+        sides = [(row[split] or "").strip().lower() for row in chosen]
         chosen = [row for row, side in zip(chosen, sides) if SIDES.get(side) == wanted_side]
     if not chosen:
-        told = " and ".join(
-            [*settings.where, *([f"{settings.split_column}={wanted_side}"] if settings.split_column else [])]
-        )
+        told = " and ".join([*settings.where, *([f"{split}={wanted_side}"] if split else [])])
         raise MedXAIError(
             f"No row of the table '{table}' has {told or 'an image'}; see its columns {', '.join(names)}."
         )
@@ -197,7 +196,17 @@ def _from_table(folder, table, settings, wanted_side, all_rows):
         if all_rows and not settings.where
         else []
     )
+    if len(chosen) < rows_there:
+        notes.append(f"Of {rows_there} rows of {table.name} the {len(chosen)} with {split}={wanted_side} were taken.")
     return sorted(listed.values()), skipped, notes
+
+
+def snapshot(folder, settings) -> list[tuple]:
+    """Name, size and time of every file of a folder of images, and of its table; differs when the folder has changed."""
+    folder = Path(folder)
+    table = table_of(folder, settings.table) if folder.is_dir() else None
+    files = [path for path in [*folder.rglob("*"), *([table] if table else [])] if path.is_file()]
+    return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 def kept_back(images: list[Image], settings) -> np.ndarray:

@@ -35,11 +35,11 @@ def weights_of(network: nn.Module, half: bool) -> dict[str, Tensor]:
     }
 
 
-def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write ``.safetensors``."""
+def save_weights(weights: dict[str, Tensor], path: Path, told: dict | None = None) -> None:
+    """Write ``.safetensors``; ``told`` are plain values kept beside, which `state_told` gives."""
     from safetensors.torch import save_file
 
-    save_file(weights, str(path))
+    save_file(weights, str(path), told and {name: json.dumps(value) for name, value in told.items()})
     path.chmod(0o644)  # it comes readable by its owner only
 
 
@@ -50,15 +50,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def read_kept(path: Path) -> dict[str, Tensor]:
+    """As `read_weights`, for what a training keeps; refused in one sentence where it is damaged."""
+    from safetensors import SafetensorError
+
+    try:
+        return read_weights(path)
+    except (SafetensorError, OSError):
+        raise _damaged(path) from None
+
+
 def write_state(path: Path, network: nn.Module, adam, told: dict) -> None:
     """Weights, optimiser and plain values (how far the training is), replacing the last ones at once."""
-    from safetensors.torch import save_file
-
     tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     for number, values in adam.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": value.cpu().contiguous() for name, value in values.items()}
     new = path.with_suffix(".new")
-    save_file(tensors, str(new), {name: json.dumps(value) for name, value in told.items()})
+    save_weights(tensors, new, told)
     os.replace(new, path)
 
 
@@ -150,7 +158,7 @@ def write_figures(folder: Path, figures: dict) -> None:
 def lift(inner: Path) -> None:
     """Move what a folder holds into the one it lies in: a single training is the package itself."""
     for file in inner.iterdir():
-        file.rename(inner.parent / file.name)
+        file.replace(inner.parent / file.name)
     inner.rmdir()
 
 

@@ -23,10 +23,11 @@ from MedXAILib.models import load
 from MedXAILib.models.explainer import pair_of
 from MedXAILib.models.generators import GeneratorPair
 from MedXAILib.models.networks import StridedCNN
+from MedXAILib.models.sides import Sides
 from MedXAILib.models.ssim import scales_of
 from MedXAILib.package import write_package
 from MedXAILib.settings import CycleSettings, CycleTrainingSettings
-from MedXAILib.training.cycle import Sides, Trainer
+from MedXAILib.training.cycle import Trainer
 from MedXAILib.training.saving import save_weights, weights_of
 from MedXAILib.volume import Volume
 

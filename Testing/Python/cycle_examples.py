@@ -102,7 +102,7 @@ def write_explainer(folder, classifier: Package, seed: int = 0, strength: float 
         "network": {"name": "GeneratorPair", "arguments": {"spatial_dims": dims, "channels": len(classifier.input.channels), "width": 0.05}},
         "input": about, "output": {"labels": [positive, negative], "activation": "none"},
         "explains": {
-            "sha256": classifier.sha256, "name": classifier.name, "positive": positive, "negative": negative, "data_range": 1.0, "mean": [0.3, 0.7], "sd": [0.1, 0.3],
+            "sha256": classifier.sha256, "name": classifier.name, "positive": positive, "negative": negative, "labels": list(classifier.output.labels), "data_range": 1.0, "mean": [0.3, 0.7], "sd": [0.1, 0.3],
         },
     }  # fmt: skip
     return write_package(folder, fields, lambda path: save_weights(weights_of(pair, False), path))

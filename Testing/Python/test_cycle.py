@@ -18,7 +18,9 @@ from MedXAILib.methods.cycle import POSITIONS, cycle
 from MedXAILib.models import prepare
 from MedXAILib.models.explainer import Explainer, find_explainer, pair_of
 from MedXAILib.models.geometry import patch_at
+from MedXAILib.models.sides import Sides
 from MedXAILib.models.ssim import dssim
+from MedXAILib.models.tiling import windows
 from MedXAILib.package import Package
 from MedXAILib.settings import CycleSettings
 from MedXAILib.volume import Volume
@@ -123,14 +125,16 @@ def test_self_checks_say_what_they_mean(model):
     back = pair.back(up, down)
     wanted = [0.5 * float((b - x).abs().mean() + d) for b, d in zip(back, dssim(x, back, 1.0))]
     assert checks["cycle"] == pytest.approx(max(wanted), abs=1e-5)
-    magnitude, other = (up - down).abs().flatten(), (down if odds[0] > 0 else up) - x
-    few = torch.zeros(len(magnitude))
-    few[magnitude.topk(round(0.1 * len(few))).indices] = 1
-    with torch.no_grad():
-        share = (float(model.log_odds(model.logits(x + other * few.reshape(x.shape)), 1)) - float(odds[0])) / (float(odds[2] if odds[0] > 0 else odds[1]) - float(odds[0]))  # fmt: skip
-    assert checks["more_than_elsewhere"] != pytest.approx(
-        share, abs=1e-6
-    )  # something is taken off: what voxels at random do
+    size, other = (up - down).abs().flatten(), ((down if odds[0] > 0 else up) - x).flatten()
+    order, many = size.argsort(descending=True, stable=True), round(0.1 * len(size))
+    drawn = order[torch.randperm(len(order) - many, generator=torch.Generator().manual_seed(0))[:many] + many]
+    shares, whole = [], float((odds[2] if odds[0] > 0 else odds[1]) - odds[0])
+    for chosen in (order[:many], drawn):
+        part = torch.zeros_like(other)
+        part[chosen] = other[chosen]
+        with torch.no_grad():
+            shares.append((float(model.log_odds(model.logits(x + part.reshape(x.shape)), 1)) - float(odds[0])) / whole)
+    assert checks["more_than_elsewhere"] == pytest.approx(shares[0] - shares[1], abs=1e-4) and shares[1] != 0
     assert found.self_checks["more_than_elsewhere"]["passed"] == (checks["more_than_elsewhere"] > 0)
 
 
@@ -145,6 +149,28 @@ def test_what_the_window_cuts_off_is_told_by_the_written_image(model):
     image = volume()
     found = explained(model, image.with_array(2.5 * image.array - 80))
     assert found.self_checks["written_image"]["value"] > 2e-4
+
+
+def test_of_three_classes_only_the_pairs_other_one_counts_as_flipped(tmp_path):
+    """The sign of the positive class's log-odds is not enough: a third class may be the answer."""
+    three = loaded(write_classifier(tmp_path / "three", labels=("a", "b", "c")).folder)
+    sides = Sides(2, 0)
+    for x, up, down, flipped in (
+        ((0, 1, 2), (0, 0, 3), (1, 3, 2), False),  # G⁻ is answered with b
+        ((0, 1, 2), (0, 0, 3), (3, 1, 2), True),
+        ((2, 3, 1), (0, 1, 2), (3, 0, 0), True),  # on the side of a: G⁺ must be c
+        ((2, 3, 1), (0, 2, 1), (3, 0, 0), False),
+    ):
+        logits = [torch.tensor([one], dtype=torch.float32) for one in (x, up, down)]
+        assert bool(sides.flipped(three, *logits)) is flipped
+        assert bool(sides.exchanged.flipped(three, logits[0], logits[2], logits[1])) is flipped
+    write_explainer(tmp_path / "three-cycle", Package.read(tmp_path / "three"), positive="c", negative="a")
+    found, image = explained(three, volume()), volume()
+    _, up, down, _ = networks_own(three, image)
+    with torch.no_grad():
+        odds = three.log_odds(three.logits(torch.cat([prepare(three, [image]).x, down])), 0)
+    raised = found.scores["log_odds_positive"] - found.scores["log_odds"]
+    assert found.self_checks["both_ways"]["value"] == pytest.approx(min(raised, float(odds[1] - odds[0])), abs=1e-5)
 
 
 # ---- where it looks ------------------------------------------------------------------------------------------------------
@@ -190,16 +216,35 @@ def test_a_patch_at_the_border_is_moved_inside_and_told(model):
     assert found.provenance["patch"]["start"] == [0, 0, 24] and any("moved" in note for note in found.notes)
 
 
+def test_statistics_are_those_of_the_whole_volume_also_for_a_patch(tmp_path):
+    package = write_classifier(tmp_path / "model", input=INPUT | {"intensity": {"kind": "zscore"}})
+    write_explainer(tmp_path / "model-cycle", package)
+    model, image = loaded(tmp_path / "model"), volume((1, 40, 40))
+    image = image.with_array(image.array + 100 * (np.arange(40) > 20).astype(np.float32))
+    prepared, _, _ = patch_at(model, [image], "", (0, 10.5, 10.5))
+    whole = prepare(model, [image]).x
+    np.testing.assert_allclose(prepared.x.numpy(), whole[..., 3:19, 3:19].numpy(), atol=1e-6)
+    assert abs(float(prepared.x.mean())) > 0.5
+    found = explained(model, image, center_ras=image.index_to_ras((0, 10.5, 10.5)))
+    assert found.self_checks["written_image"]["value"] < 1  # prepared anew with the written volume's statistics
+
+
 def test_larger_images_are_looked_at_in_windows(model):
     image = volume((1, 30, 44))
     found = explained(model, image)
     rows = found.tables["windows"].columns
     assert len(rows["window"]) == found.scores["images"] > 4
     assert found.scores["probability"] == pytest.approx(max(rows["probability"]), abs=1e-6)
-    assert np.abs(found.maps["relevance"].volume.array).min(axis=0).shape == (30, 44)
-    assert (found.maps["relevance"].volume.array != 0).mean() > 0.99
+    # Every window's changes, blended with weights that fall off from its middle.
+    pair, _ = pair_of(model, "")
+    x, total, weights = prepare(model, [image]).x, np.zeros((30, 44)), np.zeros((30, 44))
+    at = np.exp(-0.5 * ((np.arange(EDGE) - (EDGE - 1) / 2) / (EDGE / 8)) ** 2).clip(1e-3)
+    for box, _ in windows(x.shape[2:], (EDGE, EDGE), 0.5):
+        up, down = pair.images(x[(..., *box)])
+        total[box] += np.outer(at, at) * (up - down)[0, 0].numpy()
+        weights[box] += np.outer(at, at)
+    np.testing.assert_allclose(found.maps["relevance"].volume.array[0], 100 * total / weights, atol=1e-3)
     assert any("windows were looked at" in note for note in found.notes)
-    # A generator whose field fits a window gives in the middle of it what it gives alone.
     wide = explained(model, image, overlap=0.9)
     assert wide.scores["images"] > found.scores["images"]
 
@@ -275,6 +320,24 @@ def test_the_explainer_beside_the_model_is_found_by_its_sha256(place, tmp_path):
         explained(loaded(tmp_path / "alone"), volume(), explainer=str(place / "nodules-cycle"))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    (
+        ({"output": {"labels": ["spiculated", "smooth"], "activation": "softmax"}}, "another 'labels'"),
+        ({"output": {"labels": ["round", "spiculated"], "activation": "softmax"}}, "another 'labels'"),
+        ({"input": INPUT | {"intensity": {"kind": "window", "low": 0, "high": 50}}}, "another 'input'"),
+        ({"input": INPUT | {"spacing": [2.0, 2.0]}}, "another 'input'"),
+    ),
+)
+def test_an_explainer_of_the_same_weights_described_otherwise_is_refused(change, words, tmp_path):
+    package = write_classifier(tmp_path / "model")
+    write_explainer(tmp_path / "model-cycle", package)
+    fields = json.loads((tmp_path / "model" / "model.json").read_text("utf-8"))
+    (tmp_path / "model" / "model.json").write_text(json.dumps(fields | change), "utf-8")
+    with pytest.raises(MedXAIError, match=words):
+        explained(loaded(tmp_path / "model"), volume())
+
+
 def test_an_explainer_is_loaded_once_and_again_when_it_changed(place, model):
     one, _ = pair_of(model, str(place / "nodules-cycle"))
     assert pair_of(model, str(place / "nodules-cycle"))[0] is one
@@ -307,6 +370,7 @@ def test_bad_input_is_refused_in_one_sentence(place, model):
     refused("lies outside", large, center_ras=(300.0, 0.0, 0.0))
     refused("has 5 slices", large)
     refused("leave --slice or the center out", large, slice="all", center_ras=large.index_to_ras((2, 20, 20)))
+    refused("The center lies on slice axial:2, and axial:1 was asked for", large, slice="axial:1", center_ras=large.index_to_ras((2, 20, 20)))  # fmt: skip
     refused("The segment 'lesion' is empty", large, large.with_array(np.zeros(large.shape, np.uint8), "lesion"))
     broken = image.array.copy()
     broken[0, 3, 3] = np.nan
@@ -326,6 +390,7 @@ def test_an_explainers_package_says_what_it_explains(place, tmp_path):
         ({"task": "classification"}, "and no other, has the field 'explains'"),
         ({"explains": fields["explains"] | {"sha256": "12"}}, "SHA-256 of the weights"),
         ({"explains": fields["explains"] | {"data_range": 0}}, "a positive number"),
+        ({"explains": fields["explains"] | {"negative": "round"}}, "one of 'labels'"),
         ({"explains": fields["explains"] | {"mean": [2, 1]}}, "two numbers, the smaller one first"),
         ({"explains": {k: v for k, v in fields["explains"].items() if k != "positive"}}, "lacks the field 'positive'"),
     ):

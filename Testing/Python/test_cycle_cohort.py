@@ -24,6 +24,7 @@ from MedXAILib.evaluation.cycle_page import cycle_picture
 from MedXAILib.evaluation.statistics import holm, signed_rank
 from MedXAILib.evaluation.transfer import transfer
 from MedXAILib.explanation import run
+from MedXAILib.models.sides import Sides
 from MedXAILib.models.ssim import dssim
 from MedXAILib.package import write_package
 from MedXAILib.settings import CycleSettings
@@ -63,7 +64,7 @@ def generators(positive="mass", negative="healthy", at=1):
     move = torch.tensor(MOVE, dtype=torch.float32)
     about = SimpleNamespace(positive=positive, negative=negative, data_range=1.0)
     return SimpleNamespace(
-        about=about, positive=at, negative=1 - at, images=lambda x: (x + move, x - move),
+        about=about, sides=Sides(at, 1 - at), images=lambda x: (x + move, x - move),
         back=lambda up, down: ((up + down) / 2 + 0.125, (up + down) / 2),  # x + 0.125, and x
     )  # fmt: skip
 
@@ -226,7 +227,7 @@ def test_classes_exchanged(model, folder, monkeypatch):
     assert other.tables["cases"].columns["explained_lrp"] == pytest.approx([-v for v in one.tables["cases"].columns["explained_lrp"]])  # fmt: skip
     # Against all else, as of a network whose labels each stand for themselves.
     pair = generators(negative="not mass")
-    pair.negative = None
+    pair.sides = Sides(pair.sides.positive, None)
     monkeypatch.setattr(cycle_cases, "pair_of", lambda *_: (pair, {"name": "pair", "sha256": "2" * 64}))
     alone = run(cycle_cohort(model, folder, SETTINGS, rivals=()))
     assert alone.scores["accuracy"] == one.scores["accuracy"] and alone.provenance["negative"] == "not mass"
@@ -427,7 +428,7 @@ def test_a_real_explainer(tmp_path, folder, capsys):
         "name": "pair", "task": "explanation", "weights": "weights.safetensors", "network": {"name": "GeneratorPair", "arguments": about},
         "input": {"spatial_dims": 2, "channels": ["image"], "orientation": None, "spacing": None, "multiple_of": 1, **size},
         "output": {"labels": ["mass", "healthy"], "activation": "none"},
-        "explains": {"sha256": package.sha256, "name": "net", "positive": "mass", "negative": "healthy", "data_range": 1.0, "mean": [0.0, 1.0], "sd": [0.0, 1.0]},
+        "explains": {"sha256": package.sha256, "name": "net", "positive": "mass", "negative": "healthy", "labels": ["healthy", "mass"], "data_range": 1.0, "mean": [0.0, 1.0], "sd": [0.0, 1.0]},
     }  # fmt: skip
     state = {name: value.contiguous() for name, value in pair.state_dict().items()}
     write_package(tmp_path / "net-cycle", fields, lambda path: save_file(state, str(path)))

@@ -12,9 +12,10 @@ from cycle_examples import Linear, noise_images
 from torch import nn
 
 from MedXAILib.models.generators import Generator, GeneratorPair, widths
+from MedXAILib.models.sides import Sides
 from MedXAILib.models.ssim import dssim
 from MedXAILib.settings import CycleTrainingSettings
-from MedXAILib.training.cycle import Sides, generator_losses, weighted
+from MedXAILib.training.cycle import generator_losses, weighted
 from MedXAILib.training.cycle_losses import activation_loss, keeping_losses
 from MedXAILib.training.discriminator import PairDiscriminator
 
@@ -77,7 +78,8 @@ def test_cross_entropy_of_several_classes_is_against_all_others():
 def test_not_a_label_is_the_other_side_of_a_sigmoid():
     model = classifier(nn.Flatten(), labels=2, output={"activation": "sigmoid"})
     x = torch.tensor([[[[0.7, -1.2]]]])
-    up, down = Sides(1, None).odds(model, x, x)
+    sides, logits = Sides(1, None), model.logits(x)
+    up, down = sides.log_odds(model, logits), sides.log_odds(model, logits, False)
     assert float(up) == pytest.approx(-1.2) and float(down) == pytest.approx(1.2)
 
 

@@ -15,19 +15,33 @@ import numpy as np
 import pytest
 import torch
 from classifiers import classifier, exported
-from cycle_examples import CPU, EDGE, Linear, loaded, noise_images, trained, window, write_classifier, write_noise
+from cycle_examples import (
+    CPU,
+    EDGE,
+    INPUT,
+    Linear,
+    loaded,
+    noise_images,
+    trained,
+    window,
+    write_classifier,
+    write_noise,
+)
 from scipy import stats
 
+from MedXAILib import io
 from MedXAILib.cli import main
 from MedXAILib.errors import MedXAIError
 from MedXAILib.evaluation.resume import Log
 from MedXAILib.explanation import run
 from MedXAILib.files import partial_of
+from MedXAILib.models.sides import Sides
 from MedXAILib.package import Package
 from MedXAILib.settings import CycleJobSettings, CycleTrainingSettings
-from MedXAILib.training.cycle import BEST, STATE, Sides, Trainer, train_pair
+from MedXAILib.training.cycle import BEST, STATE, Shake, Trainer, cut, train_pair
 from MedXAILib.training.cycles import epochs_kept, train_cycle, training_job
-from MedXAILib.training.saving import read_weights
+from MedXAILib.training.saving import lift, read_weights
+from MedXAILib.volume import Volume
 
 SIDES = Sides(1, 0)
 FAST = dict(width=0.05, batch=8, learning_rate=2e-3)
@@ -217,6 +231,42 @@ def test_16_bit_convolutions_come_near_to_32(tmp_path):
     assert rows[0]["generator"] == pytest.approx(rows[1]["generator"], rel=0.05)
 
 
+def test_jitter_moves_by_whole_voxels_and_noise_is_added():
+    x = noise_images(2)
+    moved = Shake((2, -1), None)(x)
+    assert moved.shape == x.shape
+    assert torch.equal(moved[..., :-2, 1:], x[..., 2:, :-1])  # what lies inside
+    assert torch.equal(moved[..., -1, 1:], x[..., -1, :-1])  # beyond the border its last voxels
+    noise = torch.full_like(x, 0.25)
+    assert torch.equal(Shake((0, 0), noise)(x), x + 0.25)
+    settings = CycleTrainingSettings(**CPU, jitter=2, noise=0.1)
+    work = Trainer(classifier(window(2)[0]), SIDES, [], None, settings, 2.0, (EDGE, EDGE), (0, 1))
+    drawn = [work.shake(x, np.random.default_rng(n)) for n in range(40)]
+    assert {one.shift[0] for one in drawn} == {-2, -1, 0, 1, 2}
+    assert float(torch.stack([one.noise for one in drawn]).std()) == pytest.approx(
+        0.2, rel=0.02
+    )  # a tenth of the range of 2
+
+
+def test_gradients_are_shortened_to_the_limit():
+    model, x, other = classifier(window(2)[0]), noise_images(8), noise_images(8, seed=1)
+    lengths = []
+    for clip in (0.0, 1e-3):
+        work = Trainer(model, SIDES, [], None, CycleTrainingSettings(**CPU, clip=clip), 1.0, (EDGE, EDGE), (0, 1))
+        work.step(x, other, torch.tensor([True, False] * 4))
+        # After one step Adam's first moment is (1 − β₁) times the gradient.
+        moments = [work.adam.state[p]["exp_avg"] for p in work.pair.parameters() if p in work.adam.state]
+        lengths.append(float(torch.stack([(2 * m).square().sum() for m in moments]).sum().sqrt()))
+    assert lengths[0] > 2e-3 and lengths[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_larger_images_give_patches_from_everywhere():
+    x, rng = torch.arange(400.0).reshape(1, 20, 20), np.random.default_rng(0)
+    corners = {tuple(divmod(int(cut(x, (16, 16), rng)[0, 0, 0]), 20)) for _ in range(400)}
+    assert corners == {(a, b) for a in range(5) for b in range(5)}
+    assert int(cut(x, (16, 16))[0, 0, 0]) == 2 * 20 + 2
+
+
 # ---- folders -----------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +357,130 @@ def test_as_a_job_of_the_worker(workplace, tmp_path):
         training_job(loaded(place / "model"), CycleJobSettings(**CPU, source="x"))
 
 
+def stopped_after(steps, epochs: int) -> None:
+    """Drive a training to the end of so many epochs, and stop it."""
+    while not any(point.step == epochs for point in next(steps).points):
+        pass
+    steps.close()
+
+
+def test_finished_figures_are_those_of_the_weights_wherever_it_was_killed(workplace, tmp_path, monkeypatch):
+    """Killed after an epoch was written down and before its weights were: the best of the one before count."""
+    place, _ = workplace
+    model, settings = loaded(place / "model"), CycleTrainingSettings(**CPU, epochs=4)
+    stopped_after(train_cycle(model, place / "images", tmp_path / "out", settings), 1)
+    kept = read_weights(partial_of(tmp_path / "out") / ".state" / BEST)
+    from MedXAILib.training import cycle as module
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    monkeypatch.setattr(module, "save_weights", kill)
+    with pytest.raises(Killed):
+        run(train_cycle(model, place / "images", tmp_path / "out", settings))
+    monkeypatch.undo()
+    assert epochs_kept(tmp_path / "out") == 2
+    found = run(train_cycle(model, place / "images", tmp_path / "out", settings, finish=True))
+    weights = read_weights(tmp_path / "out" / "weights.safetensors")
+    assert found.scores["epoch"] == 1 and all(torch.equal(kept[name], weights[name]) for name in kept)
+    assert len(found.curves["validation"].columns["epoch"]) == 1
+
+
+def test_killed_at_the_very_end_nothing_is_lost(workplace, tmp_path, monkeypatch):
+    place, _ = workplace
+    model, settings = loaded(place / "model"), CycleTrainingSettings(**CPU, epochs=1)
+    from MedXAILib.training import cycles as module
+
+    class Killed(BaseException):
+        pass
+
+    def kill(inner):
+        lift(inner)
+        raise Killed
+
+    monkeypatch.setattr(module, "lift", kill)
+    with pytest.raises(Killed):
+        run(train_cycle(model, place / "images", tmp_path / "out", settings))
+    monkeypatch.undo()
+    before = read_weights(partial_of(tmp_path / "out") / "weights.safetensors")
+    seen = []
+    run(train_cycle(model, place / "images", tmp_path / "out", settings), lambda step: seen.append(step.stage))
+    assert not any(stage.startswith("epoch") for stage in seen)  # nothing was trained again
+    after = read_weights(tmp_path / "out" / "weights.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["epochs.csv", "figures.json", "model.json", "samples.png", "weights.safetensors"]  # fmt: skip
+
+
+def test_finishing_needs_the_settings_and_not_the_very_images(workplace, tmp_path):
+    place, _ = workplace
+    model, images, settings = loaded(place / "model"), write_noise(tmp_path / "images"), CycleTrainingSettings(**CPU, epochs=3)  # fmt: skip
+    stopped_after(train_cycle(model, images, tmp_path / "out", settings), 1)
+    os.utime(images / "image-003.nrrd")  # a new time alone changes nothing
+    stopped_after(train_cycle(model, images, tmp_path / "out", settings), 2)
+    (images / "image-003.nrrd").unlink()
+    found = run(train_cycle(model, images, tmp_path / "out", settings, finish=True))
+    assert found.scores["images"] == 28 and Package.read(tmp_path / "out").explains is not None
+
+
+def test_damaged_weights_are_told(workplace, tmp_path):
+    place, _ = workplace
+    model, settings = loaded(place / "model"), CycleTrainingSettings(**CPU, epochs=2)
+    stopped_after(train_cycle(model, place / "images", tmp_path / "out", settings), 1)
+    (partial_of(tmp_path / "out") / ".state" / BEST).write_bytes(b"torn")
+    with pytest.raises(MedXAIError, match="is damaged; remove"):
+        run(train_cycle(model, place / "images", tmp_path / "out", settings, finish=True))
+
+
+def test_images_larger_than_the_patch_are_asked_about_in_every_window(tmp_path):
+    """The lesion lies in a corner: in the middle the classifier would see none."""
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    for n in range(24):
+        array = (40 * rng.random((1, 3 * EDGE, 3 * EDGE))).astype(np.float32)
+        if n % 2:
+            array[0, 4:10, 6:12] = 100
+        io.write_volume(folder / f"image-{n:02}.nrrd", Volume(array, np.eye(4), "image", "HU"))
+    about = {"size": [EDGE, EDGE], "fit": "window", "intensity": {"kind": "window", "low": 0, "high": 100}}
+    model = classifier(window(2, gain=40.0)[0], input=about)
+    found = run(train_cycle(model, folder, tmp_path / "out", CycleTrainingSettings(**CPU, epochs=1)))
+    assert any("in 12 and 'label 0' in 24 images" in note for note in found.notes)
+    assert any("judged at their middle" in note for note in found.notes)
+    explains = Package.read(tmp_path / "out").explains
+    assert explains.mean[0] < 0.22 and explains.sd[1] < 0.4
+
+
+def test_padding_belongs_to_the_image_where_the_classifier_pads(tmp_path):
+    images = write_noise(tmp_path / "images", edge=12)
+    padded = loaded(write_classifier(tmp_path / "pad", input=INPUT | {"fit": "pad", "spacing": None}).folder)
+    found = run(train_cycle(padded, images, tmp_path / "out", CycleTrainingSettings(**CPU, epochs=1)))
+    assert found.scores["images"] + 3 >= 28
+    any_size = classifier(window(2)[0], input={"multiple_of": 8, "intensity": {"kind": "window", "low": 0, "high": 100}})  # fmt: skip
+    run(train_cycle(any_size, write_noise(tmp_path / "more", edge=13), tmp_path / "two", CycleTrainingSettings(**CPU, epochs=1)))  # fmt: skip
+    assert json.loads((tmp_path / "two" / "figures.json").read_text("utf-8"))["shape"] == [16, 16]
+
+
+def test_of_a_table_with_a_split_the_train_side_is_taken(workplace, tmp_path):
+    place, _ = workplace
+    images = write_noise(tmp_path / "images")
+    rows = ["image,split", *(f"image-{n:03}.nrrd,{'test' if n < 8 else 'train'}" for n in range(32))]
+    (images / "labels.csv").write_text("\n".join(rows) + "\n", "utf-8")
+    found = run(train_cycle(loaded(place / "model"), images, tmp_path / "out", CycleTrainingSettings(**CPU, epochs=1)))
+    assert any("Of 32 rows of labels.csv the 24 with split=train were taken" in note for note in found.notes)
+
+
+def test_both_labels_of_a_sigmoid_classifier_are_asked_about(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(EDGE * EDGE, 2))
+    with torch.no_grad():
+        module[1].weight[1] = -1.0
+        module[1].bias.copy_(torch.tensor([0.0, -1000.0]))  # the second label is never seen
+    model = classifier(module, output={"activation": "sigmoid", "labels": ["a", "b"]}, input={"intensity": {"kind": "window", "low": 0, "high": 100}})  # fmt: skip
+    with pytest.raises(MedXAIError, match="answers 'b' in none of 32 images"):
+        run(train_cycle(model, write_noise(tmp_path / "images"), tmp_path / "out", CycleTrainingSettings(**CPU, positive="a", negative="b")))  # fmt: skip
+
+
 def refusal(place, images, words, tmp_path, model=None, **settings):
     model = loaded(place / "model") if model is None else model
     with pytest.raises(MedXAIError, match=words):
@@ -317,7 +491,7 @@ def refusal(place, images, words, tmp_path, model=None, **settings):
 def test_bad_input_is_refused_in_one_sentence(workplace, tmp_path):
     place, _ = workplace
     images = place / "images"
-    refusal(place, write_noise(tmp_path / "small", edge=12), r"patch of 16 × 16 voxels is larger than every image \(the largest: 12 × 12\)|8 are needed", tmp_path)  # fmt: skip
+    refusal(place, write_noise(tmp_path / "small", edge=12), r"patch of 16 × 16 voxels is larger than every image \(the largest: 12 × 12\); give larger images", tmp_path)  # fmt: skip
     refusal(place, images, "has no label 'round'", tmp_path, positive="round")
     refusal(place, images, "Both classes are 'smooth'", tmp_path, positive="smooth", negative="smooth")
     refusal(place, images, "takes 16 × 16 voxels, so --patch cannot be 8", tmp_path, patch=8)
@@ -327,7 +501,9 @@ def test_bad_input_is_refused_in_one_sentence(workplace, tmp_path):
     model = loaded(one_sided.folder)
     with torch.no_grad():
         model.module.classifier[-1].bias[0] += 1000
-    refusal(place, images, r"answers all 32 images with 'smooth'; .* give images of 'spiculated' too", tmp_path, model)
+    refusal(
+        place, images, r"answers 'spiculated' in none of 32 images .* give images of 'spiculated' too", tmp_path, model
+    )
     three = loaded(write_classifier(tmp_path / "three", labels=("a", "b", "c")).folder)
     refusal(place, images, r"has 3 classes \(a, b, c\); name the one of G⁺", tmp_path, three)
     refusal(place, images, "name the one of G⁻ too", tmp_path, three, positive="a")
@@ -345,7 +521,7 @@ def test_images_of_another_class_and_small_ones_are_left_out_and_told(tmp_path):
     three = loaded(write_classifier(tmp_path / "three", labels=("a", "b", "c")).folder)
     found = run(train_cycle(three, images, tmp_path / "out", CycleTrainingSettings(**CPU, epochs=1, positive="a", negative="b")))  # fmt: skip
     skipped = json.loads((tmp_path / "out" / "figures.json").read_text("utf-8"))["images"]["skipped"]
-    assert any("which is neither 'a' nor 'b'" in why for why in skipped.values())
+    assert any("answers neither 'a' nor 'b'" in why for why in skipped.values())
     assert found.scores["images_skipped"] == len(skipped) and 0 < len(skipped) < 48
 
 

@@ -99,7 +99,7 @@ def test_the_nodules_are_written_as_every_training_takes_them(tmp_path):
     mask = io.read_volume(tmp_path / "out" / rows[4]["mask"])
     assert np.array_equal(mask.array, made.nodule(1000).mask.array)
     for seeds in ([], [-1]):
-        with pytest.raises(MedXAIError, match="no seed from 0"):
+        with pytest.raises(MedXAIError, match="FIRST at least 0 and below LAST"):
             run(made.write_nodules(tmp_path / "none", seeds))
     assert not (tmp_path / "none").exists()
 

@@ -27,7 +27,7 @@ def writeExplainer(folder: Path, classifier, name="Played explainer", **changes)
     """The explainer of a classifier's package."""
     negative, positive = classifier.output.labels[:2]
     explains = {"sha256": classifier.sha256, "name": classifier.name, "positive": positive, "negative": negative,
-                "data_range": 1.0, "mean": [0.0, 1.0], "sd": [0.1, 1.0]}  # fmt: skip
+                "labels": list(classifier.output.labels), "data_range": 1.0, "mean": [0.0, 1.0], "sd": [0.1, 1.0]}  # fmt: skip
     fields = {
         "task": "explanation", "network": {"name": "GeneratorPair", "arguments": {"spatial_dims": classifier.input.spatial_dims, "channels": 1}},
         "input": {k: v for k, v in classifier.to_json()["input"].items() if k != "fit" or classifier.input.size}, "explains": explains,
