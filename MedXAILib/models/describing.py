@@ -47,6 +47,7 @@ def describe(folder, trusted: Collection[str] = ()) -> dict:
         "trace_size": None,
         "receptive_field": None,
         "about": package.about,
+        "explains": fields.get("explains"),
     }
     if free:
         from . import graph
@@ -97,6 +98,8 @@ def text(found: dict) -> str:
     ]
     if found["network"]:
         lines.append(f"  network      {found['network']['name']}")
+    if about := found.get("explains"):
+        lines.append(f"  explains     {about['name']} (SHA-256 {about['sha256']}): {about['positive']} against {about['negative']}")  # fmt: skip
     for name, value in found["about"].items():
         if isinstance(value, str):
             lines.append(f"  {name:<12} {value}")

@@ -398,6 +398,11 @@ def test_an_explainers_package_says_what_it_explains(place, tmp_path):
             from_json(fields | change, tmp_path)
 
 
+def test_describing_tells_what_is_explained(place, capsys):
+    assert main(["models", "describe", place / "nodules-cycle"]) == 0
+    assert f"explains     small nodules (SHA-256 {Package.read(place / 'nodules').sha256}): spiculated against smooth" in capsys.readouterr().out  # fmt: skip
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------------
 
 
