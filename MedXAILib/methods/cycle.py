@@ -212,6 +212,13 @@ class _Run:
             if self.batch < len(views):
                 yield Step(0.9 * min(1, (start + len(some)) / len(views)), f"Image {start + len(some)} of {len(views)}", (), self._now)  # fmt: skip
         self.logits = torch.cat(kept, 1)
+        if not single:  # what is asked about is what is shown: the blended images
+            for start in range(0, len(views), self.batch):
+                some = views[start : start + self.batch]
+                images = [v.prepared.x[(..., *v.box)] + self._change(v.prepared, n)[(..., *v.box)] for n in (0, 1) for v in some]  # fmt: skip
+                with torch.no_grad():
+                    found = model.logits(torch.cat(images)).reshape(2, len(some), -1)
+                self.logits[1:, start : start + len(some)] = found
         self.odds = self.sides.log_odds(model, self.logits.flatten(0, 1)).reshape(3, -1)
         self.main = int(self.odds[0].argmax())
         view = views[self.main]

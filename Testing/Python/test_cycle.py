@@ -245,6 +245,7 @@ def test_larger_images_are_looked_at_in_windows(model):
         weights[box] += np.outer(at, at)
     np.testing.assert_allclose(found.maps["relevance"].volume.array[0], 100 * total / weights, atol=1e-3)
     assert any("windows were looked at" in note for note in found.notes)
+    assert found.self_checks["written_image"]["value"] < 1e-3  # the probabilities are those of the blended images
     wide = explained(model, image, overlap=0.9)
     assert wide.scores["images"] > found.scores["images"]
 
