@@ -170,9 +170,8 @@ class _Run:
     def _require_memory(self):
         """How many views are looked at in one pass; refused where not even one has room."""
         view = self.views[0].prepared.x[(..., *self.views[0].box)]
-        each = (
-            4 * 6 * self.pair.filters * view[0, 0].numel()
-        )  # the widest stage, joined with what came from the way down
+        # Numbers of 4 bytes at full resolution: what came from the way down, what joins it, and what a convolution makes of both.
+        each = 4 * 6 * self.pair.filters * view[0, 0].numel()
         have = memory.available(self.model.device)
         if have is not None and each > have:
             raise MedXAIError(

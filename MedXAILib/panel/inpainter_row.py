@@ -2,95 +2,35 @@
 
 from __future__ import annotations
 
-import qt
 from slicer.i18n import tr as _
 
 from .model_picker import library, summary
+from .package_row import PackageRow
 
 
-class InpainterRow:
-    """A combo box of the packages that inpaint.
+class InpainterRow(PackageRow):
+    """A combo box of the packages that inpaint; none of them is the fall-back."""
 
-    Parameters
-    ----------
-    layout : qt.QFormLayout
-        Where the rows go.
-    onChanged : callable
-        Called without arguments when something was chosen.
-    """
+    name = "inpainter"
 
     def __init__(self, layout, onChanged):
-        self._onChanged = onChanged
-        self._parameters = None
-        self._filling = False
-        self._entries = []
-        self.combo = qt.QComboBox()
-        self.combo.objectName = "inpainterCombo"
-        self.combo.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Fixed)
-        self.combo.toolTip = _(
+        words = _(
             "Draws healthy tissue where the region was. Add one in MedXAI Models; 'medxai train inpainter' makes one from healthy images."
         )
-        self.combo.connect("currentIndexChanged(int)", self._changed)
-        layout.addRow(_("Inpainter:"), self.combo)
-        self.aboutLabel = qt.QLabel()
-        self.aboutLabel.objectName = "inpainterLabel"
-        self.aboutLabel.wordWrap = True
-        layout.addRow("", self.aboutLabel)
-
-    def setParameterNode(self, parameters):
-        """Keep the choice in this node (``inpainter``, a folder) from now on."""
-        self._parameters = parameters
-        self.update()
+        super().__init__(layout, _("Inpainter:"), words, onChanged)
 
     def refresh(self):
         """List the packages again."""
         found = library().entries()
-        self._entries = [e for e in found if e.package is not None and e.package.task == "inpainting"]
-        self._filling = True
-        self.combo.clear()
-        self.combo.addItem(_("none: fall-back"))
-        for entry in self._entries:
-            self.combo.addItem(entry.title)
-            self.combo.setItemData(self.combo.count - 1, str(entry.folder), qt.Qt.ToolTipRole)
-        self._filling = False
+        self.fill([e for e in found if e.package is not None and e.package.task == "inpainting"], _("none: fall-back"))
         self.update()
 
-    def update(self):
-        """Show what the parameter node says."""
-        if self._parameters is None:
-            return
-        folder = self._parameters.inpainter
-        self._filling = True
-        index = next((n for n, e in enumerate(self._entries, 1) if str(e.folder) == folder), 0)
-        if folder and not index:  # a scene may name one that is not on this computer's list
-            self._entries.append(library().entry(folder))
-            self.combo.addItem(self._entries[-1].title)
-            index = len(self._entries)
-        self.combo.setCurrentIndex(index)
-        self._filling = False
-        self._tell()
-
-    def _changed(self, _index):
-        if self._filling or self._parameters is None:
-            return
-        self._parameters.inpainter = str(self.entry.folder) if self.entry else ""
-        self._tell()
-        self._onChanged()
-
-    def _tell(self):
-        if self.entry is None:
-            fill = {"blur": _("blurred surroundings"), "mean": _("the mean"), "noise": _("noise")}
-            words = _("Without an inpainter the region is filled with {what}; the result says so.")
-            self.aboutLabel.text = words.format(what=fill.get(self._parameters.fill, self._parameters.fill))
-        else:
-            self.aboutLabel.text = summary(self.entry.package) if self.entry.package else ""
-        self.aboutLabel.visible = bool(self.aboutLabel.text)
-
-    @property
-    def entry(self):
-        """The chosen package; None for the fall-back."""
-        index = self.combo.currentIndex
-        return self._entries[index - 1] if 0 < index <= len(self._entries) else None
+    def about(self) -> str:
+        if self.entry is not None:
+            return summary(self.entry.package) if self.entry.package else ""
+        fill = {"blur": _("blurred surroundings"), "mean": _("the mean"), "noise": _("noise")}
+        words = _("Without an inpainter the region is filled with {what}; the result says so.")
+        return words.format(what=fill.get(self.parameters.fill, self.parameters.fill))
 
     def problem(self, classifier) -> str:
         """Why the choice cannot be used with a classifier's package, one sentence; empty when it can."""
