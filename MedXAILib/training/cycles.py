@@ -22,12 +22,18 @@ from ..models.model import Model
 from ..models.sides import Sides
 from ..settings import CycleJobSettings, CycleTrainingSettings
 from .cycle import BEST, JUDGED, LOSSES, STATE, best_weights, cut, train_pair
-from .cycle_images import KIND, Patches, patches_of
+from .cycle_images import KIND, patches_of
 from .cycle_pages import samples_page
 from .images import read_images, snapshot
 from .saving import command_of, finished, lift, state_told, write_figures, write_trained
 
 EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
+IMAGES = "images.json"  # what the package is to say of the images, so that finishing needs none
+_FREE = (
+    "device",
+    "epochs",
+    "patience",
+)  # settings that may differ between two starts: where it computes, and when it ends
 SAMPLES = 5  # images kept back that samples.png shows
 POLICY = "The weights are those with the best validation score (cycle, similarity and activation loss) on the images kept back, so figures on these images flatter."
 
@@ -67,11 +73,22 @@ def train_cycle(
         raise MedXAIError(f"There is nothing to finish: no epoch of a training into '{folder}' is kept.")
     model.require_task("classification", "cycle")
     sides, names = sides_of(model, settings)
-    package, before = model.package, snapshot(source, settings)
-    images = yield from part(read_images(source, settings, package, package.input.spatial_dims, KIND), 0.0, 0.04)
-    where = shlex.quote(package.folder.absolute().name)
+    where = shlex.quote(model.package.folder.absolute().name)
     command = f"{command_of(named(settings), 'FOLDER', 'cycle').removesuffix(' --output FOLDER')} --model {where} --output FOLDER"
-    return (yield from part(_whole(model, sides, names, images, before, source, folder, settings, command, finish, began), 0.04, 1.0))  # fmt: skip
+    same = {n: v for n, v in named(settings).to_json().items() if n not in _FREE}
+    about = {"settings": same, "classifier": model.package.sha256}
+    with resumable(folder) as partial:
+        if finish:
+            told = json.loads((partial / IMAGES).read_text("utf-8"))
+            about["images"] = told["fingerprint"]
+        else:
+            told = yield from _trained(model, sides, names, source, partial, settings, about)
+        columns, figures = _packed(model, names, partial, settings, command, about, told)
+    folder = Path(folder)  # it has its name now; what it was trained from is not needed any more
+    shutil.rmtree(folder / ".state")
+    for name in (EPOCHS, IMAGES):
+        (folder / name).unlink()
+    return _told(model, settings, names, folder, columns, figures, began)
 
 
 def training_job(model: Model, settings: CycleJobSettings) -> Steps:
@@ -125,103 +142,98 @@ def sides_of(model: Model, settings) -> tuple[Sides, tuple[str, str]]:
 # ---- the work --------------------------------------------------------------------------------------------------------
 
 
-def _whole(model, sides, names, images, before, source, folder, settings, command, finish, began):
-    patches = yield from part(patches_of(model, sides, names, images, settings), 0.0, 0.05)
-    # What may differ between two starts: where it computes, when it ends and, to finish, the images.
-    same = {n: v for n, v in named(settings).to_json().items() if n not in ("device", "epochs", "patience")}
-    about = {"settings": same, "images": images.fingerprint, "classifier": model.package.sha256}
-    with resumable(folder) as partial:
-        state = partial / ".state"
-        if finish:
-            about["images"] = _trained_on(partial)
-        log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings, images and classifier"))
-        if not finish:
-            sample = _Sampler(patches.held, patches.held_names, names, partial / "samples.png", images.notes)
-            training = train_pair(
-                model,
-                sides,
-                patches.train,
-                patches.held,
-                state,
-                settings,
-                patches.data_range,
-                log,
-                patches.shape,
-                sample,
-            )
-            yield from part(training, 0.05, 0.98)
-        if not (state / BEST).exists():
-            raise MedXAIError(f"There is nothing to finish: no weights are kept in '{partial}'.")
-        weights, epoch = best_weights(state)
-        last = max(epoch, state_told(state / STATE).get("epoch", 0))
-        rows = {row["epoch"]: row for row in Log(partial / EPOCHS, about).rows if row["epoch"] <= last}
-        rows = [rows[number] for number in sorted(rows)]
-        best = next(row for row in rows if row["epoch"] == epoch)
-        if before != snapshot(source, settings):
-            images.notes.append(
-                f"The folder '{Path(source).name}' changed while this was trained; the images are those that were there at the start."
-            )
-        whole = package_fields(model, names, settings, command, patches)
-        trained = partial / "explainer"
-        shutil.rmtree(trained, ignore_errors=True)  # of a start that was stopped later
-        if settings.half:
-            weights = {name: value.half() for name, value in weights.items()}
-        write_trained(trained, whole, weights, {})
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
-        write_csv(partial / "epochs.csv", columns)
-        figures = {
-            "command": command,
-            "settings": named(settings).to_json(),
-            "policy": POLICY,
-            "classes": {"positive": names[0], "negative": names[1]},
-            "classifier": {"name": model.package.name, "sha256": model.package.sha256},
-            "shape": list(patches.shape),
-            "data_range": patches.data_range,
-            "images": {"training": len(patches.train), "kept_back": len(patches.held), "skipped": images.skipped},
-            "epochs": len(rows),
-            "best_epoch": {name: best[name] for name in ("epoch", *LOSSES, *JUDGED)},
-            "seconds_of_training": sum(columns["seconds"]),
-            "notes": images.notes,
+def _trained(model, sides, names, source, partial, settings, about):
+    """Train, or go on; ends with what the package is to say of the images, which is kept so that finishing needs none."""
+    package, before = model.package, snapshot(source, settings)
+    images = yield from part(read_images(source, settings, package, package.input.spatial_dims, KIND), 0.0, 0.04)
+    patches = yield from part(patches_of(model, sides, names, images, settings), 0.04, 0.08)
+    about["images"] = images.fingerprint
+    log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings, images and classifier"))
+    rng = np.random.default_rng(0)
+    some = [cut(one, patches.shape, rng) for one in patches.train]
+    mean, sd = (np.percentile([float(how(one)) for one in some], (1, 99)).tolist() for how in (torch.mean, torch.std))
+    told = plain(
+        {
+            "fingerprint": images.fingerprint, "shape": patches.shape, "training": len(patches.train), "kept_back": len(patches.held), "data_range": patches.data_range,
+            "mean": mean, "sd": sd, "skipped": images.skipped, "notes": images.notes,
         }
-        write_figures(partial, figures)
-        lift(trained)
-    folder = Path(folder)  # it has its name now; what it was trained from is not needed any more
-    shutil.rmtree(folder / ".state")
-    (folder / EPOCHS).unlink()
-    return _told(model, settings, names, folder, columns, figures, began)
+    )  # fmt: skip
+    (partial / IMAGES).write_text(json.dumps(told, ensure_ascii=False), "utf-8")
+    sample = _Sampler(patches.held, patches.held_names, names, partial / "samples.png", told["notes"])
+    training = train_pair(
+        model, sides, patches.train, patches.held, partial / ".state", settings, patches.data_range, log, patches.shape, sample
+    )  # fmt: skip
+    try:
+        yield from part(training, 0.08, 0.98)
+    finally:
+        if not (partial / EPOCHS).exists():  # nothing to go on with
+            (partial / IMAGES).unlink()
+    if before != snapshot(source, settings):
+        told["notes"].append(
+            f"The folder '{Path(source).name}' changed while this was trained; the images are those that were there at the start."
+        )
+    return told
 
 
-def _trained_on(partial) -> str:
-    """The fingerprint of the images that a training began with: it may be finished without them."""
-    with (partial / EPOCHS).open(encoding="utf-8") as file:
-        return json.loads(file.readline()).get("images", "")
+def _packed(model, names, partial, settings, command, about, told) -> tuple[dict, dict]:
+    """Write package, tables and figures of the best weights; the columns of ``epochs.csv``, and the figures."""
+    state = partial / ".state"
+    if not (state / BEST).exists():
+        raise MedXAIError(f"There is nothing to finish: no weights are kept in '{partial}'.")
+    weights, epoch = best_weights(state)
+    last = max(epoch, state_told(state / STATE).get("epoch", 0))
+    log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings and classifier"))
+    rows = {row["epoch"]: row for row in log.rows if row["epoch"] <= last}
+    rows = [rows[number] for number in sorted(rows)]
+    best = next(row for row in rows if row["epoch"] == epoch)
+    trained = partial / "explainer"
+    shutil.rmtree(trained, ignore_errors=True)  # of a start that was stopped later
+    if settings.half:
+        weights = {name: value.half() for name, value in weights.items()}
+    write_trained(trained, package_fields(model, names, settings, command, told), weights, {})
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    write_csv(partial / "epochs.csv", columns)
+    figures = {
+        "command": command,
+        "settings": named(settings).to_json(),
+        "policy": POLICY,
+        "classes": {"positive": names[0], "negative": names[1]},
+        "classifier": {"name": model.package.name, "sha256": model.package.sha256},
+        "shape": told["shape"],
+        "data_range": told["data_range"],
+        "images": {name: told[name] for name in ("training", "kept_back", "skipped")},
+        "epochs": len(rows),
+        "best_epoch": {name: best[name] for name in ("epoch", *LOSSES, *JUDGED)},
+        "seconds_of_training": sum(columns["seconds"]),
+        "notes": told["notes"],
+    }
+    write_figures(partial, figures)
+    lift(trained)
+    return columns, figures
 
 
-def package_fields(model, names, settings, command, patches: Patches) -> dict:
+def package_fields(model, names, settings, command, told: dict) -> dict:
     """What ``model.json`` of the explainer holds."""
     package, about = model.package, model.package.to_json()["input"]
     if not about["size"]:
         about.pop("fit")  # a package names it beside a size only
-    shape, train, rng = patches.shape, patches.train, np.random.default_rng(0)
-    some = [cut(one, shape, rng) for one in train]
-    means, spreads = (np.percentile([float(how(one)) for one in some], (1, 99)).tolist() for how in (torch.mean, torch.std))  # fmt: skip
     license_of = {"license": package.about["license"]} if "license" in package.about else {}
     return {
         "name": f"{package.name}: {names[0]} against {names[1]}",
-        "description": f"Generators of cycle-consistent activation maximization (Katzmann et al. 2021), width {settings.width:g}, trained on {len(train)} images "
-        f"of {_by(shape)}; for research, never for patients.",
+        "description": f"Generators of cycle-consistent activation maximization (Katzmann et al. 2021), width {settings.width:g}, trained on {told['training']} images "
+        f"of {' × '.join(map(str, told['shape']))}; for research, never for patients.",
         "source": command,
         **license_of,
         "task": "explanation",
         "weights": "weights.safetensors",
         "network": {
             "name": "GeneratorPair",
-            "arguments": {"spatial_dims": len(shape), "channels": 1, "width": settings.width, "residual": settings.residual},
+            "arguments": {"spatial_dims": len(told["shape"]), "channels": 1, "width": settings.width, "residual": settings.residual},
         },
         "input": about,
         "output": {"labels": list(names), "activation": "none"},
         "explains": plain(
-            {"sha256": package.sha256, "name": package.name, "positive": names[0], "negative": names[1], "labels": list(model.labels), "data_range": patches.data_range, "mean": means, "sd": spreads}
+            {"sha256": package.sha256, "name": package.name, "positive": names[0], "negative": names[1], "labels": list(model.labels), "data_range": told["data_range"], "mean": told["mean"], "sd": told["sd"]}
         ),
     }  # fmt: skip
 
@@ -277,7 +289,3 @@ def _told(model, settings, names, folder, columns, figures, began) -> Explanatio
         seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
     return result
-
-
-def _by(shape) -> str:
-    return " × ".join(map(str, shape))

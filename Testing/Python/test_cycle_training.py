@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -420,9 +421,24 @@ def test_finishing_needs_the_settings_and_not_the_very_images(workplace, tmp_pat
     stopped_after(train_cycle(model, images, tmp_path / "out", settings), 1)
     os.utime(images / "image-003.nrrd")  # a new time alone changes nothing
     stopped_after(train_cycle(model, images, tmp_path / "out", settings), 2)
-    (images / "image-003.nrrd").unlink()
+    shutil.rmtree(images)
     found = run(train_cycle(model, images, tmp_path / "out", settings, finish=True))
-    assert found.scores["images"] == 28 and Package.read(tmp_path / "out").explains is not None
+    assert (
+        found.scores["images"] == 29
+        and any("answers 'spiculated' in" in note for note in found.notes)
+        and Package.read(tmp_path / "out").explains is not None
+    )
+
+
+def test_stopped_in_the_first_epoch_nothing_is_left(workplace, tmp_path):
+    place, _ = workplace
+    steps = train_cycle(
+        loaded(place / "model"), place / "images", tmp_path / "out", CycleTrainingSettings(**CPU, epochs=2)
+    )
+    while "epoch 1" not in next(steps).stage:
+        pass
+    steps.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_weights_are_told(workplace, tmp_path):
