@@ -127,7 +127,7 @@ def _method_parser(commands, name, cls):
     parser.add_argument("--segmentation", type=Path, help=what)
     parser.add_argument("--segment", help="name, or label value, of one of its segments")
     if name == "cycle":
-        parser.add_argument("--background", type=int, default=32, metavar="N", help="with --cohort: images of the train side that DeepSHAP compares with, at most [32]")  # fmt: skip
+        parser.add_argument("--background", type=int, metavar="N", help="with --cohort: images of the train side that DeepSHAP compares with, at most [32]")  # fmt: skip
     if name == "counterfactual":
         parser.add_argument("--organ", help="name, or label value, of the segment that the region must lie in")
         parser.add_argument("--start", type=Path, metavar="FILE", help="mask.nrrd of an earlier run, to go on from")
@@ -190,7 +190,7 @@ def _method(options) -> int:
     chosen = options.settings_class.from_json(given(options, options.settings_class))
     if getattr(options, "cohort", None):
         return _cohort(options, chosen)
-    for name in ("grid", "no_ablation"):
+    for name in ("grid", "no_ablation", "background"):
         if getattr(options, name, None):
             raise MedXAIError(f"--{name.replace('_', '-')} belongs to --cohort FOLDER, which is missing.")
     for name in ("segment", "organ"):
@@ -249,7 +249,9 @@ def _study(options, chosen):
 
         if segment:
             raise MedXAIError("The cases of --cohort bring their own masks; leave --segment out.")
-        return lambda model, log: cycle_cohort(model, folder, chosen, log, background=options.background), cycle_picture
+        return lambda model, log: cycle_cohort(
+            model, folder, chosen, log, background=32 if options.background is None else options.background
+        ), cycle_picture
     if options.grid:
         from .evaluation.impact_grid import grid_of, impact_grid
 

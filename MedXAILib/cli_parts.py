@@ -51,7 +51,8 @@ def add_settings(group, cls):
         elif one.kind is tuple and one.length:
             group.add_argument(one.option, nargs=one.length, default=argparse.SUPPRESS, help=shown, metavar=_parts(one))  # fmt: skip
         else:
-            group.add_argument(one.option, default=argparse.SUPPRESS, help=shown + default, metavar=METAVARS[one.kind])
+            metavar = "|".join(one.choices) or METAVARS[one.kind]
+            group.add_argument(one.option, default=argparse.SUPPRESS, help=shown + default, metavar=metavar)
 
 
 def _parts(one) -> tuple[str, ...]:

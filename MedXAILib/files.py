@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import MedXAIError
@@ -70,6 +70,38 @@ def partial_of(folder) -> Path:
     """Where a work that outlives a stop keeps what is finished, until ``folder`` is complete."""
     folder = Path(folder).absolute()
     return folder.with_name(f".{folder.name}.partial")
+
+
+@contextmanager
+def alone(path, refusal: str):
+    """Hold ``PATH.lock`` against other processes; the system lets it go when this one ends, however it ends.
+
+    Raises
+    ------
+    MedXAIError
+        ``refusal``, when another process holds it.
+    """
+    lock = Path(path).with_name(f"{Path(path).name}.lock")
+    with lock.open("a") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MedXAIError(refusal) from None
+        try:
+            yield
+        finally:
+            if os.name != "nt":  # while it is held, so that nobody waits for a file without a name
+                lock.unlink(missing_ok=True)
+    if os.name == "nt":
+        with suppress(OSError):
+            lock.unlink()
 
 
 def disk_error(error: OSError, where) -> MedXAIError:

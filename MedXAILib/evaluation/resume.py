@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import MedXAIError
 from ..explanation import Step, part
-from ..files import check_new_folder, disk_error, partial_of, plain
+from ..files import alone, check_new_folder, disk_error, partial_of, plain
 
 
 @contextlib.contextmanager
@@ -20,15 +20,16 @@ def resumable(folder):
     Raises
     ------
     MedXAIError
-        When the folder exists already, cannot be made, or the disk is full (``kind="disk"``; what is finished stays).
+        When the folder exists already, another process works on it, it cannot be made, or the disk is full (``kind="disk"``; what is finished stays).
     """
     check_new_folder(folder)
     folder, partial = Path(folder).absolute(), partial_of(folder)
     made = [one for one in (partial, *partial.parents) if not one.exists()]
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.rename(folder)
+        with alone(partial, f"Another process is working on '{folder}'; wait for it, stop it, or choose another output folder."):  # fmt: skip
+            yield partial
+            partial.rename(folder)
     except OSError as error:
         raise _with_hint(disk_error(error, folder), partial) from error
     except MedXAIError as error:

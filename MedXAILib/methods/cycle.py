@@ -95,7 +95,7 @@ class _Run:
     def __init__(self, model, volumes, settings, lesion, pair):
         self.model, self.volumes, self.settings, self.pair = model, volumes, settings, pair
         self.volume, self.notes, self.center, self.patch = volumes[0], [], None, None
-        about = pair.about
+        about, patched = pair.about, model.package.input.size is not None
         self.labels, self.sign, self.sides = (about.positive, about.negative), 1, pair.sides
         if settings.label and settings.label != about.positive:
             if settings.label != about.negative:
@@ -106,6 +106,8 @@ class _Run:
                 )
             self.labels, self.sign, self.sides = self.labels[::-1], -1, pair.sides.exchanged
         self.views = self._views(lesion)
+        if patched and any(one.before or one.after for one in self.views[0].prepared.axes):
+            self.notes.append("The image is smaller than the patch: what lies beyond its border was filled with its lowest value, which the classifier sees, and R at the border may come from that.")  # fmt: skip
         self._require_memory()
 
     # ---- where to look -----------------------------------------------------------------------------------------------
@@ -122,6 +124,8 @@ class _Run:
         if self.settings.center_ras is not None:
             volume.voxel(ras=self.settings.center_ras)  # refused outside
             center = volume.ras_to_index(self.settings.center_ras)
+            if lesion is not None:
+                self.notes.append("A center was given, so the segment says nothing of where to look.")
         elif lesion is not None:
             center = _midpoint(mask_on_grid(lesion, volume))
         if center is not None and patches:
@@ -288,9 +292,9 @@ class _Run:
         start, stop = self._ends()
         return tuple(np.s_[a:b] for a, b in zip(start, stop))
 
-    def _ends(self):
+    def _ends(self, views=None):
         starts, stops = [], []
-        for view in self.views:
+        for view in views or self.views:
             low, high = view.prepared.box_to_volume(
                 [part.start or 0 for part in view.box], [part.stop for part in view.box]
             )
@@ -318,11 +322,17 @@ class _Run:
             kind = "slices" if len(self.sums) == len(self.views) else "windows"
             shares = torch.sigmoid(self.odds)
             rows = {kind[:-1]: [view.name for view in self.views]}
+            centers = [self.volume.index_to_ras((np.add(*self._ends([view])) - 1) / 2) for view in self.views]
+            rows |= {name: [round(center[n], 2) for center in centers] for n, name in enumerate("ras")}
             rows |= {f"probability{name}": row.tolist() for name, row in zip(("", "_positive", "_negative"), shares)}
+            flips = self.sides.flipped(model, *self.logits)
+            rows["flipped"] = [int(one) for one in flips]
             result.tables[kind] = Table(kind.capitalize(), rows)
+            place = ", ".join(f"{v:.1f}" for v in centers[self.main])
             self.notes.append(
-                f"{len(self.views)} {kind} were looked at; the probabilities are those of the one in which '{self.labels[0]}' is likeliest ({self.views[self.main].name})."
-            )
+                f"{len(self.views)} {kind} were looked at, and in {int(flips.sum())} of them the class changes; probabilities, checks and the curve are those of the one in which "
+                f"'{self.labels[0]}' is likeliest ({self.views[self.main].name}, RAS {place})" + (", which a patch around a center may see otherwise (--center-ras)." if kind == "windows" else ".")
+            )  # fmt: skip
 
     def _checks(self, result, written) -> None:
         model, sides, main = self.model, self.sides, self.logits[:, self.main]
@@ -373,9 +383,15 @@ class _Run:
             notes.append(
                 "The classifier does not answer the other class to the image made towards it: R shows the direction, not all of the way."
             )
-        if checks["known_intensities"]["passed"] is False:
+        if checks["written_image"]["passed"] is False:
             notes.append(
-                "The intensities differ from those of the images that the explainer was trained on; what it makes of them may mean nothing."
+                f"On the images as they are written the log-odds lie up to {checks['written_image']['value']:.2g} from those told here: resampling to the volume's voxels, or clipping, takes some of the "
+                "change away."
+            )
+        if checks["known_intensities"]["passed"] is False:
+            notes.insert(
+                0,
+                "The intensities differ from those of the images that the explainer was trained on; what it makes of them may mean nothing.",
             )
 
     def _known(self, x) -> dict:
@@ -428,7 +444,7 @@ class _Run:
         return dict(
             label=self.labels[0], negative=self.labels[1], predicted=self.model.labels[int(every.argmax())], slice="all" if several else view.name.split(" at ")[0],
             center_ras=self.center, patch={"start": start, "stop": stop, "size_mm": [round(float(mm), 3) for mm in size]}, images=len(self.views),
-            bytes_stated=self.need, preparation=view.prepared.record(),
+            likeliest=dict(zip(("start", "stop"), self._ends([view]))), bytes_stated=self.need, preparation=view.prepared.record(),
         )  # fmt: skip
 
 

@@ -225,8 +225,8 @@ def place_of(explanation, volume: Volume) -> tuple[float, float, float]:
     point = explanation.provenance.get("neuron_ras") or explanation.provenance.get("point_ras")
     if point is not None:
         return tuple(float(v) for v in point)
-    if explanation.method == "cycle" and explanation.provenance.get("images", 1) == 1:
-        return volume.index_to_ras([(one.start + one.stop - 1) / 2 for one in looked_at(explanation, volume)])
+    if explanation.method == "cycle":
+        return volume.index_to_ras([(one.start + one.stop - 1) / 2 for one in looked_at(explanation, volume, likeliest=True)])  # fmt: skip
     heat = next((layer.volume.array for layer in explanation.maps.values() if layer.kind == "positive"), None)
     if heat is not None and heat.shape == volume.shape and heat.any():
         return hottest(volume.with_array(heat))
@@ -236,9 +236,10 @@ def place_of(explanation, volume: Volume) -> tuple[float, float, float]:
     return volume.index_to_ras(middle(array))
 
 
-def looked_at(explanation, volume: Volume) -> tuple[slice, slice, slice]:
-    """The part of a volume's grid that the networks looked at; all of it where nothing is told."""
-    told = explanation.provenance.get("patch") or {}
+def looked_at(explanation, volume: Volume, likeliest: bool = False) -> tuple[slice, slice, slice]:
+    """The part of a volume's grid that the networks looked at; all of it where nothing is told. ``likeliest``: of several windows or slices the one whose figures are told."""
+    known = explanation.provenance
+    told = (known.get("likeliest") if likeliest else None) or known.get("patch") or {}
     start, stop = told.get("start") or (0, 0, 0), told.get("stop") or volume.shape
     return tuple(slice(int(a), int(b)) for a, b in zip(start, stop))
 

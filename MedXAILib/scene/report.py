@@ -199,7 +199,7 @@ def _as_either_class(explanation: Explanation, segments: Sequence[Volume], run):
 
     outlines = {one.name: (one, colors.ANNOTATION) for one in segments[:1]}
     volume = explanation.maps[cycle.RELEVANCE].volume
-    where = layers.looked_at(explanation, volume)
+    where = layers.looked_at(explanation, volume, likeliest=True)
     if any(part.stop - part.start < n for part, n in zip(where, volume.shape) if part.stop - part.start > 1):
         patch = np.zeros(volume.shape, np.uint8)
         patch[where] = 1
@@ -295,7 +295,7 @@ def _box(explanation: Explanation, volume: Volume):
     from .layers import bounds, interesting, looked_at
 
     if explanation.method == "cycle":
-        where = looked_at(explanation, volume)
+        where = looked_at(explanation, volume, likeliest=True)
         return [one.start for one in where], [one.stop for one in where]
     array = interesting(explanation, volume)
     return bounds(array) if array is not None else ((0, 0, 0), volume.shape)

@@ -21,6 +21,7 @@ from .cycle import cut
 from .images import Image, Images, kept_back, require_enough
 
 KIND = "an explainer"
+FEW = 100  # images below which a note says so
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def patches_of(
     if any(tuple(one.x.shape[1:]) != shape for one in held):
         images.notes.append("Images are larger than the patch; those kept back are judged at their middle.")
     train = [one.x for one, b in zip(used, back) if not b]
+    if len(train) < FEW:
+        images.notes.append(f"{len(train)} images are few to learn from; hundreds are needed for an explainer to be any good.")  # fmt: skip
     return Patches(shape, train, torch.stack([cut(one.x, shape) for one in held]), [one.name for one in held], data_range)  # fmt: skip
 
 
@@ -157,7 +160,7 @@ def _answered(model, sides, names, prepared, shape, images):
         seen, missing = names if counts[0] else names[::-1]
         raise MedXAIError(
             f"The classifier answers '{missing}' in none of {len(prepared)} images ('{seen}' in {max(counts)}); the discriminators must see both classes, so give images "
-            f"of '{missing}' too."
+            f"of '{missing}' too, or a classifier that tells them apart."
         )
     images.notes.append(f"The classifier answers '{names[0]}' in {counts[0]} and '{names[1]}' in {counts[1]} images; no other label of theirs was used.")  # fmt: skip
     return found

@@ -186,6 +186,14 @@ def _packed(model, names, partial, settings, command, about, told) -> tuple[dict
     rows = {row["epoch"]: row for row in log.rows if row["epoch"] <= last}
     rows = [rows[number] for number in sorted(rows)]
     best = next(row for row in rows if row["epoch"] == epoch)
+    if (rows[-1]["epoch"] < settings.epochs and not settings.patience) or last - epoch < min(
+        settings.patience, settings.epochs - epoch
+    ):
+        told["notes"].append(f"The training was ended after {last} of {settings.epochs} epochs at most.")
+    if best["flip_rate"] < 0.5:
+        told["notes"].append(
+            f"The class changes in {best['flip_rate']:.0%} of the images kept back only: train longer, or with more images, before trusting R."
+        )
     trained = partial / "explainer"
     shutil.rmtree(trained, ignore_errors=True)  # of a start that was stopped later
     if settings.half:

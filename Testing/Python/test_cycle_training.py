@@ -441,6 +441,22 @@ def test_stopped_in_the_first_epoch_nothing_is_left(workplace, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_processes_do_not_train_into_one_folder(workplace, tmp_path):
+    place, _ = workplace
+    settings = CycleTrainingSettings(**CPU, epochs=1)
+    first = train_cycle(loaded(place / "model"), place / "images", tmp_path / "out", settings)
+    while "epoch 1" not in next(first).stage:
+        pass
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom MedXAILib.evaluation.resume import resumable\nfrom MedXAILib.errors import MedXAIError\n"
+        "try:\n    with resumable(sys.argv[2]): pass\nexcept MedXAIError as error: print(error.message)"
+    )
+    told = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parents[2]), str(tmp_path / "out")], capture_output=True, text=True)  # fmt: skip
+    assert "Another process is working on" in told.stdout
+    run(first)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["out"]
+
+
 def test_damaged_weights_are_told(workplace, tmp_path):
     place, _ = workplace
     model, settings = loaded(place / "model"), CycleTrainingSettings(**CPU, epochs=2)
