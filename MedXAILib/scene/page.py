@@ -188,7 +188,7 @@ def _key(figure, axes, column, pictures) -> None:
 def _bar_title(layer: Layer, name: str, low: float, high: float) -> str:
     title = layer.title or name
     title += (
-        " · blue is darker, red brighter"
+        " · blue darker, red brighter"
         if layer.kind == "signed" and layer.title.startswith(("R =", "Δ"))
         else " · blue lowers, red raises"
         if layer.kind == "signed"
