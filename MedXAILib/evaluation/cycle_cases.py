@@ -15,7 +15,7 @@ from .. import __version__, io
 from ..cases import LabelledImage, labelled_images
 from ..errors import MedXAIError
 from ..explanation import Point, Step
-from ..methods.attributions import RIVALS, Attribution
+from ..methods.attributions import RIVALS, Attribution, require_captum
 from ..models import Prepared, prepare
 from ..models.explainer import pair_of
 from ..models.geometry import fullest_slice, patch_at
@@ -54,7 +54,8 @@ class Seen:
     up: torch.Tensor  # G⁺(x)
     down: torch.Tensor  # G⁻(x)
     odds: tuple[float, float, float]  # log-odds of the positive class at x, G⁻(x), G⁺(x)
-    predicted: bool
+    predicted: bool  # on the positive side
+    flipped: bool  # whether the image made towards the other side is one of it for the classifier
     cause: np.ndarray | None
     cycle_error: float  # ½ (mean absolute difference + DSSIM) of x and what comes back (eq. 2), the mean of both orders
     maps: dict[str, Attribution | np.ndarray] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class Study:
     rivals : sequence of str
         Of `methods.attributions.RIVALS`.
     background : int
-        Images that DeepSHAP compares with, at most.
+        Images that DeepSHAP compares with, at most; 1 or more.
     """
 
     def __init__(self, model, folder, settings: CycleSettings, log, rivals, background: int):
@@ -80,6 +81,8 @@ class Study:
         package = model.package
         if len(package.input.channels) > 1:
             raise MedXAIError(f"'{package.name}' takes {len(package.input.channels)} channels, and a case of a cohort is one image; run its cases one by one.")  # fmt: skip
+        if background < 1:
+            raise MedXAIError(f"DeepSHAP compares with at least one image, not with {background} (--background).")
         self.model, self.folder, self.settings, self.notes = model, Path(folder), settings, []
         self.pair, self.explainer = pair_of(model, settings.explainer)
         about, self.sign = self.pair.about, 1
@@ -125,9 +128,11 @@ class Study:
     def _there(self, name) -> bool:
         if name == "deepshap":
             try:
-                import captum  # noqa: F401
-            except ImportError:
-                self.notes.append("DeepSHAP was left out: it needs captum 0.9 or later ('pip install captum').")
+                require_captum()
+            except MedXAIError:
+                self.notes.append(
+                    "DeepSHAP was left out: it needs captum 0.9 or later ('pip install --upgrade captum')."
+                )
                 return False
         return True
 
@@ -138,7 +143,7 @@ class Study:
             train = self.cases
             self.notes.append("The folder has no train side: DeepSHAP's background was drawn from the cases themselves.")  # fmt: skip
         order = np.random.default_rng(0).permutation(len(train))
-        return [train[n] for n in sorted(order[: max(1, most)])]
+        return [train[n] for n in sorted(order[:most])]
 
     def background(self, shape) -> torch.Tensor:
         """Images (n, C, *spatial) of the shape that the classifier gets; what cannot be used is left out, and told."""
@@ -173,8 +178,8 @@ class Study:
         yield Step(0.0, "Reading")
         seen = yield from self.seen(image)
         row = {
-            "label": image.label, "true": self.true(image), "slice": seen.prepared.slice, "predicted": int(seen.predicted), "odds": list(seen.odds),
-            "cycle_error": seen.cycle_error, "failed": seen.failed, "methods": {},
+            "label": image.label, "true": self.true(image), "slice": seen.prepared.slice, "predicted": int(seen.predicted), "flipped": int(seen.flipped),
+            "odds": list(seen.odds), "cycle_error": seen.cycle_error, "failed": seen.failed, "methods": {},
         }  # fmt: skip
         for name, found in seen.maps.items():
             one = row["methods"][name] = {"seconds": round(seen.seconds[name], 4)}
@@ -191,7 +196,8 @@ class Study:
         x, began = prepared.x, time.perf_counter()
         with model.frozen(), torch.no_grad():
             up, down = self.pair.images(x)[::sign]
-            seconds = time.perf_counter() - began
+            ours = (up - down)[0].sum(0).cpu().numpy()
+            seconds = time.perf_counter() - began  # what the device computes is there
             logits = model.logits(torch.cat([x, down, up]))
             back = self.pair.back(*(up, down)[::sign])
             apart = dssim(x, back, self.pair.about.data_range)
@@ -200,8 +206,9 @@ class Study:
             raise MedXAIError(f"'{model.package.name}' or its explainer gives values that are not finite on '{image.name}'.")  # fmt: skip
         sides = self.pair.sides if sign > 0 else self.pair.sides.exchanged
         odds, predicted = sides.log_odds(model, logits), bool(sides.is_positive(logits[:1]))
-        seen = Seen(prepared, up, down, tuple(odds.tolist()), predicted, cause, cycle_error)
-        seen.maps[OURS], seen.seconds[OURS] = (up - down)[0].sum(0).cpu().numpy(), seconds
+        flipped = bool(sides.flipped(model, logits[:1], logits[2:], logits[1:2]))
+        seen = Seen(prepared, up, down, tuple(odds.tolist()), predicted, flipped, cause, cycle_error)
+        seen.maps[OURS], seen.seconds[OURS] = ours, seconds
         for n, name in enumerate(self.rivals):
             yield Step((n + 1) / (len(self.rivals) + 1), f"Asking {name}")
             self._ask(seen, name)

@@ -51,7 +51,7 @@ def cycle_cohort(
     rivals : sequence of str
         Of `methods.attributions.RIVALS`. What is not installed is left out, and told.
     background : int
-        Images of the train side that DeepSHAP compares with, at most; drawn with seed 0.
+        Images of the train side that DeepSHAP compares with, at most and at least 1; drawn with seed 0.
 
     Yields
     ------
@@ -78,8 +78,8 @@ def cycle_cohort(
     methods = [OURS, *(name for name in study.rivals if any(name in row["methods"] for row in rows))]
     odds = np.array([row["odds"] for row in rows], float)
     p = probability(odds)
-    true, predicted = (np.array([row[name] for row in rows], float) for name in ("true", "predicted"))
-    figures, moved = classifier_figures(true, p[:, 0], predicted), transfer(*p.T)
+    true, predicted, flipped = (np.array([row[name] for row in rows], float) for name in ("true", "predicted", "flipped"))  # fmt: skip
+    figures, moved = classifier_figures(true, p[:, 0], predicted), transfer(*p.T, predicted, flipped)
     result.tables["classifier"], result.tables["transfer"] = classifier_table(figures), transfer_table(moved)
     caused = any(number(row["methods"][OURS].get("auc")) == number(row["methods"][OURS].get("auc")) for row in rows)
     result.tables["agreement"] = _methods(rows, methods)
@@ -151,7 +151,7 @@ def _cases(rows, p, methods, skipped) -> Table:
         "case": [row["case"] for row in rows] + list(skipped), "state": ["done"] * len(rows) + ["skipped"] * len(skipped),
         "label": [row["label"] for row in rows], "true": [row["true"] for row in rows], "predicted": [row["predicted"] for row in rows],
         "slice": [row["slice"] for row in rows], "probability": p[:, 0].tolist(), "probability_negative": p[:, 1].tolist(),
-        "probability_positive": p[:, 2].tolist(), "flipped": [float(_flipped(row["odds"])) for row in rows],
+        "probability_positive": p[:, 2].tolist(), "flipped": [float(row["flipped"]) for row in rows],
         "cycle_error": [number(row["cycle_error"]) for row in rows],
     }  # fmt: skip
     for method in methods:
@@ -165,11 +165,6 @@ def _cases(rows, p, methods, skipped) -> Table:
     reasons = ["; ".join(f"{name}: {why}" for name, why in row["failed"].items()) for row in rows]
     columns["note"] = reasons + list(skipped.values())
     return Table("Cases", columns)
-
-
-def _flipped(odds) -> bool:
-    x, down, up = odds
-    return down <= 0 if x > 0 else up > 0
 
 
 def _scores(result, rows, skipped, figures, moved, methods, caused) -> None:

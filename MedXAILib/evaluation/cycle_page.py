@@ -24,17 +24,19 @@ def cycle_picture(cohort: CycleCohort, path) -> None:
         ``kind="missing"`` without matplotlib.
     """
     rows = len(cohort.examples)
-    columns = max((3 + len(one.maps) + (one.cause is not None) for one in cohort.examples), default=4)
-    figure = new_figure(max(12.5, 1.75 * columns), 4.6 + 1.75 * rows, "report")
+    methods = dict.fromkeys(name for one in cohort.examples for name in one.maps)
+    caused = any(one.cause is not None for one in cohort.examples)
+    shown = ["x", "G⁻(x)", "G⁺(x)", *methods, *["cause"] * caused]
+    figure = new_figure(max(12.5, 1.75 * len(shown)), 4.6 + 1.75 * rows, "report")
     top, bottom = figure.subfigures(2, 1, height_ratios=(4.0, max(0.1, 1.75 * rows))) if rows else (figure, None)
-    caused = "tests" in cohort.tables
-    axes = top.subplots(1, 3 if caused else 1, squeeze=False)[0]
+    tested = "tests" in cohort.tables
+    axes = top.subplots(1, 3 if tested else 1, squeeze=False)[0]
     _transfer(cohort, axes[0])
-    if caused:
+    if tested:
         _agreement(cohort, axes[1], "auc", "AUC of |map| for the cause", (0.0, 1.0), 0.5)
         _agreement(cohort, axes[2], "correlation", "Correlation of the map with the cause", None, 0.0)
     if bottom is not None:
-        _pictures(cohort, bottom, rows, columns)
+        _pictures(cohort, bottom, shown)
     about, scores = cohort.provenance, cohort.scores
     top.suptitle(
         f"{about['model']['name']}: '{about['label']}' against '{about['negative']}', {scores['cases']} cases; accuracy {_told(scores, 'accuracy')}, "
@@ -97,11 +99,8 @@ def _p(p) -> str:
     return "–" if p != p else "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
 
 
-def _pictures(cohort, figure, rows, columns) -> None:
-    axes = figure.subplots(rows, columns, squeeze=False)
-    methods = list(dict.fromkeys(name for one in cohort.examples for name in one.maps))
-    caused = any(one.cause is not None for one in cohort.examples)
-    shown = ["x", "G⁻(x)", "G⁺(x)", *methods, *["cause"] * caused]
+def _pictures(cohort, figure, shown) -> None:
+    axes = figure.subplots(len(cohort.examples), len(shown), squeeze=False)
     unit = cohort.examples[0].unit
     for column, name in enumerate(shown):
         drawn, maps = None, [_picture(one, column, name) for one in cohort.examples]
@@ -131,8 +130,6 @@ def _pictures(cohort, figure, rows, columns) -> None:
             bar.ax.tick_params(labelsize=6)
             bar.ax.locator_params(nbins=3)
             bar.set_label(_ENDS.get(name, unit or "units of the image"), fontsize=6)
-    for ax in axes[:, len(shown) :].flat:
-        ax.axis("off")
 
 
 def _picture(example, column, name):

@@ -44,8 +44,8 @@ def paired_t(a, b) -> PairedT:
 class Transfer:
     """What a pair of generators does to the probability of the positive class.
 
-    ``up`` is G⁺(x) against x, ``down`` x against G⁻(x). ``flipped`` is the share of cases whose class the opposite generator changes (``to_positive`` of those that
-    the classifier answers negative, ``to_negative`` of the others), ``ordered`` the share in which G⁻(x) < x < G⁺(x).
+    ``up`` is G⁺(x) against x, ``down`` x against G⁻(x). ``flipped`` is the share of cases whose class the opposite generator changes (``to_positive`` of those on
+    the negative side, ``to_negative`` of the others), ``ordered`` the share in which G⁻(x) < x < G⁺(x).
     """
 
     images: dict[str, Estimate]  # x, G⁻(x), G⁺(x): mean probability
@@ -57,25 +57,24 @@ class Transfer:
     ordered: Estimate
 
 
-def transfer(x, negative, positive, threshold: float = 0.5) -> Transfer:
+def transfer(x, down, up, positive, flipped) -> Transfer:
     """Judge a transfer by the probability of the positive class.
 
     Parameters
     ----------
-    x, negative, positive : array, shape (cases,)
+    x, down, up : array, shape (cases,)
         Probability of the positive class at x, G⁻(x) and G⁺(x).
-    threshold : float
-        The classifier answers the positive class above it.
+    positive, flipped : array, shape (cases,)
+        Whether x lies on the positive side (`Sides.is_positive`), and whether the opposite generator changes its class (`Sides.flipped`).
     """
-    x, negative, positive = (np.asarray(one, float) for one in (x, negative, positive))
-    known = np.isfinite(x) & np.isfinite(negative) & np.isfinite(positive)
-    x, negative, positive = x[known], negative[known], positive[known]
-    below = x <= threshold
-    raised, lowered = below & (positive > threshold), ~below & (negative <= threshold)
+    x, down, up = (np.asarray(one, float) for one in (x, down, up))
+    known = np.isfinite(x) & np.isfinite(down) & np.isfinite(up)
+    x, down, up = x[known], down[known], up[known]
+    positive, flipped = (np.asarray(one, bool)[known] for one in (positive, flipped))
     return Transfer(
-        {"x": estimate(np.mean, x), "G⁻(x)": estimate(np.mean, negative), "G⁺(x)": estimate(np.mean, positive)},
-        paired_t(positive, x), paired_t(x, negative), wilson(int(raised.sum() + lowered.sum()), len(x)), wilson(int(raised.sum()), int(below.sum())),
-        wilson(int(lowered.sum()), int((~below).sum())), wilson(int(((negative < x) & (x < positive)).sum()), len(x)),
+        {"x": estimate(np.mean, x), "G⁻(x)": estimate(np.mean, down), "G⁺(x)": estimate(np.mean, up)},
+        paired_t(up, x), paired_t(x, down), wilson(int(flipped.sum()), len(x)), wilson(int(flipped[~positive].sum()), int((~positive).sum())),
+        wilson(int(flipped[positive].sum()), int(positive.sum())), wilson(int(((down < x) & (x < up)).sum()), len(x)),
     )  # fmt: skip
 
 

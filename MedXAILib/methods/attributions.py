@@ -7,8 +7,10 @@ for itself. Positive relevance speaks for the positive class. Maps lie on the ne
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,13 +22,13 @@ from ..models.canonical import LINEAR, Clone, Windows, canonical
 
 TOLERANCE = 0.01  # of the explained output, by which sums of relevance may miss it
 LEAST = 0.1  # logits: an explained output nearer to 0 counts as this much
-#: Operations that relevance goes back through in the shares of their inputs' values: what they do is a sum of these with fixed factors.
+#: Operations that relevance goes back through in the shares of their inputs' values: what they do is a sum of these with fixed factors, and of constants.
 _SUMS = {
     "add", "sub", "neg", "rsub", "cat", "concat", "stack", "sum", "mean", "pad", "constant_pad_nd", "clone", "flip", "roll", "mul", "div",
 } | graphs.VIEWS  # fmt: skip
 _POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Tanh)  # with f(0) = 0
-_OFFSET = ("softplus", "hardsigmoid", "sigmoid", "clamp", "clamp_min", "threshold", "hardtanh")  # f(0) may not be 0
-_TRAIL = graphs.VIEWS | {"clone", "pad", "constant_pad_nd"}
+#: What the image's box is followed through, where nothing else that depends on the image comes in.
+_TRAIL = graphs.VIEWS | {"clone", "pad", "constant_pad_nd", "add", "sub", "rsub", "neg", "mul", "div"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Attribution:
     total : float
         What it sums to.
     biases : float
-        Of LRP: the relevance that biases keep, so that total + biases is f(x).
+        Relevance that biases keep, so that total + biases is f(x): of LRP those of layers, of LRP and DeepTaylor the constants that the network adds by itself.
     """
 
     map: Tensor
@@ -102,7 +104,7 @@ def deepshap(model, x: Tensor, label: int, background: Tensor, negative: int | N
     MedXAIError
         ``missing`` without captum 0.9 or later; as `canonical`; when the memory does not suffice.
     """
-    captum = _captum()
+    captum = require_captum()
     if background is None or not len(background) or background.shape[1:] != x.shape[1:]:
         raise MedXAIError("DeepSHAP needs a background: images of the same shape to compare with.")
     weights = target(model, label, negative)
@@ -128,7 +130,7 @@ def deepshap(model, x: Tensor, label: int, background: Tensor, negative: int | N
 def lrp(model, x: Tensor, label: int, background=None, negative: int | None = None, epsilon: float = 1e-6) -> Attribution:  # fmt: skip
     """Layer-wise relevance propagation by the ε rule (Bach et al. 2015, eq. 58): R_i = Σ_j z_ij / (z_j + ε sign z_j) R_j in every layer.
 
-    z_j holds the bias, so biases keep their share: f = total + biases. With ε this small and rectifiers alone it is the gradient times x (Ancona et al. 2018).
+    z_j holds the bias, so biases (and constants that the network adds by itself) keep their share: f = total + biases, but for ε. With ε this small and rectifiers alone it is the gradient times x (Ancona et al. 2018).
 
     Parameters
     ----------
@@ -154,7 +156,11 @@ def lrp(model, x: Tensor, label: int, background=None, negative: int | None = No
 def deep_taylor(model, x: Tensor, label: int, background=None, negative: int | None = None, low=None, high=None) -> Attribution:  # fmt: skip
     """Deep Taylor decomposition (Montavon et al. 2017): the z⁺ rule in hidden layers (LRP's α = 1, β = 0), the z^B rule at the image's box; no biases.
 
-    It decomposes what the network answers, so it explains f where f ≥ 0 and −f where f < 0, the map then with a minus: all of a map has one sign, and it sums to f.
+    The z^B rule holds in layers that get the image itself, also behind views, padding and arithmetic with constants; behind anything else, such as a pooling, z⁺ does.
+
+    It decomposes what the network answers, so it explains f where f ≥ 0 and −f where f < 0, the map then with a minus. Of convolutions, linear layers, rectifiers
+    and poolings all of a map has one sign, and it sums to f where every layer that has relevance has a positive part; a constant that is added anywhere else than
+    as a layer's bias or at the image keeps its share (``biases``).
 
     Parameters
     ----------
@@ -176,13 +182,18 @@ RIVALS = {"deepshap": deepshap, "deeptaylor": deep_taylor, "lrp": lrp, "gradient
 TITLES = {"deepshap": "DeepSHAP", "deeptaylor": "DeepTaylor", "lrp": "LRP", "gradient": "Gradient"}
 
 
-def _captum():
+def require_captum():
+    """Captum's attributions; refused (``missing``) where it is not there, or older than 0.9."""
     try:
         from captum import attr
+
+        new = tuple(map(int, re.findall(r"\d+", version("captum"))[:2])) >= (0, 9)
     except ImportError:
+        new = False
+    if not new:
         raise MedXAIError(
-            "DeepSHAP needs captum 0.9 or later; install it with 'pip install captum'.", kind="missing"
-        ) from None
+            "DeepSHAP needs captum 0.9 or later; install it with 'pip install --upgrade captum'.", kind="missing"
+        )
     return attr
 
 
@@ -259,24 +270,42 @@ class _Relevance(fx.Interpreter):
             return self._linear(node, operation)
         moved = [one for one in node.all_input_nodes if one in self.moving]
         module = self.module.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, _POINTWISE) or (operation in RECTIFIERS and operation not in _OFFSET):
+        if isinstance(module, _POINTWISE) or (operation in RECTIFIERS and len(moved) == 1 and not self._at_zero(node).any()):  # fmt: skip
             x, value = self.env[moved[0]], super().run_node(node)
             x, found = x.detach(), value.detach()
             return _Passed.apply(self.env[moved[0]], found, torch.where(x.abs() > 1e-12, found / x, 0))
-        product = operation in ("mul", "div") and (
-            len(moved) > 1 or (moved[0] is not node.args[0] and operation == "div")
-        )
+        product = False
+        if operation in ("mul", "div"):  # x · x, too, is no multiple of x
+            first, second = (graphs.arguments(node)[one] in self.moving for one in ("self", "other"))
+            product = second and (first or operation == "div")
         if product or not (
             isinstance(module, (Clone, Windows, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d))
             or operation in _SUMS or "avg_pool" in operation or "max_pool" in operation or operation.startswith("upsample")
             or (node.op == "call_function" and not operation)  # picks of several outputs
         ):  # fmt: skip
             raise MedXAIError(f"'{self.name}' cannot be explained by {self.title}: its node '{node.name}' ({operation or type(module).__name__}) has no rule.")  # fmt: skip
-        if self.box and operation in _TRAIL and moved[0] in self.low:
-            for ends in (self.low, self.high):
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one, ends=ends: ends.get(one, self.env.get(one)))  # fmt: skip
-                ends[node] = node.target(*args, **kwargs)
-        return super().run_node(node)
+        added = self._at_zero(node) if operation in _SUMS - graphs.VIEWS else None
+        if self.box and operation in _TRAIL and len(moved) == 1 and moved[0] in self.low:
+            a, b = (self._counted(self._run(node, ends), added) for ends in (self.low, self.high))
+            picks = isinstance(a, (tuple, list))  # several outputs, of a view
+            self.low[node], self.high[node] = (a, b) if picks else (torch.minimum(a, b), torch.maximum(a, b))
+        return self._counted(super().run_node(node), added)
+
+    def _run(self, node, values):
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: values.get(one, self.env.get(one)))
+        return node.target(*args, **kwargs)
+
+    def _at_zero(self, node) -> Tensor:
+        """What an operation gives where all that depends on the image is 0: the constants that it adds."""
+        with torch.no_grad():
+            return self._run(node, {one: torch.zeros_like(self.env[one]) for one in node.all_input_nodes if one in self.moving})  # fmt: skip
+
+    def _counted(self, value, added):
+        """The value, its constants among the biases."""
+        if added is None or not added.any():
+            return value
+        self.biases.append(added.detach().clone().requires_grad_())
+        return value + (self.biases[-1] - added)
 
     def _linear(self, node, operation):
         names, given = LINEAR[operation], graphs.arguments(node)

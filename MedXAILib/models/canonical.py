@@ -1,4 +1,4 @@
-"""A classifier's graph with each layer by itself, as layer-wise rules want it: normalisation folded, one module per rectifier, one output."""
+"""A classifier's graph with each layer by itself, as layer-wise rules want it: batch normalisation folded, a module for each common rectifier, one output."""
 
 from __future__ import annotations
 
@@ -60,9 +60,10 @@ class Windows(nn.Module):
 def canonical(model, x: Tensor, weights: Sequence[float]) -> fx.GraphModule:
     """The classifier as a graph that computes f = Σ_c weights[c] · z_c, shape (N,), equal to the network's but for rounding.
 
-    Batch normalisation is folded into the convolution or linear layer before it (else it is a convolution of 1); every rectifier and max-pooling is a
-    module used once, behind a copy of its input; nothing changes in place; f belongs to the last layer where that is linear. Any network that has a
-    graph will do (programs, functional and reused rectifiers); weights are not copied unless folded.
+    Batch normalisation is folded into the convolution or linear layer before it (else it is a convolution of 1); every ``max_pool``, ``relu`` (also
+    as ``clamp`` or ``threshold``), ``leaky_relu``, ``elu``, ``softplus``, ``sigmoid`` and ``tanh`` is a module used once, behind a copy of its input, while others
+    (``relu6``, ``hardtanh``, ``gelu``, ``silu``, ``prelu``, ``selu``, adaptive poolings) stay operations; nothing changes in place; f belongs to the last layer where
+    that is linear. Any network that has a graph will do (programs, functional and reused rectifiers); weights are not copied unless folded.
 
     Parameters
     ----------

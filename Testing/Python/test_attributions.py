@@ -13,6 +13,7 @@ from classifiers import Head, Written, classifier, exported, scripted, stack
 from torch import nn
 
 from MedXAILib.errors import MedXAIError
+from MedXAILib.methods import attributions
 from MedXAILib.methods.attributions import RIVALS, deep_taylor, deepshap, gradient, lrp, target
 from MedXAILib.models.canonical import canonical
 
@@ -50,15 +51,15 @@ class Linear(nn.Module):
 
 
 class Two(nn.Module):
-    """h = relu((x1 − x2 + 1, 2 x1 + x2 − 1)), z = (0, 3 h1 − 2 h2 + 0.5)."""
+    """h = relu((x1 − x2 + 1, 2 x1 + x2 − 1)), z = (h1 − h2 + 0.25, 4 h1 − 3 h2 + 0.75), so f = 3 h1 − 2 h2 + 0.5."""
 
     def __init__(self, bias=True):
         super().__init__()
         self.a, self.b = nn.Linear(2, 2, bias=bias), nn.Linear(2, 2, bias=bias)
         self.a.weight.data = torch.tensor([[1.0, -1.0], [2.0, 1.0]])
-        self.b.weight.data = torch.tensor([[0.0, 0.0], [3.0, -2.0]])
+        self.b.weight.data = torch.tensor([[1.0, -1.0], [4.0, -3.0]])
         if bias:
-            self.a.bias.data, self.b.bias.data = torch.tensor([1.0, -1.0]), torch.tensor([0.0, 0.5])
+            self.a.bias.data, self.b.bias.data = torch.tensor([1.0, -1.0]), torch.tensor([0.25, 0.75])
 
     def forward(self, x):
         return self.b(F.relu(self.a(x.flatten(1))))
@@ -267,6 +268,84 @@ def test_refusals_in_one_sentence(monkeypatch):
     with pytest.raises(MedXAIError, match="needs captum") as refused:
         deepshap(classifier(stack()), x, 1, image())
     assert refused.value.kind == "missing"
+
+
+class Times(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.head, self.how = nn.Conv2d(1, 4, 3), Head(4), how
+
+    def forward(self, x):
+        return self.head(self.how(F.relu(self.conv(x)) + 1))
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        (lambda x: x * x, r"'mul\w*' .mul"),
+        (lambda x: x / x, r"'div\w*' .div"),
+        (lambda x: 2 / x, r"'reciprocal' .reciprocal"),
+    ],
+)
+@pytest.mark.parametrize("method", [lrp, deep_taylor])
+def test_a_product_with_itself_has_no_rule(method, how, named):
+    with pytest.raises(MedXAIError, match=f"its node {named}.* has no rule"):
+        method(classifier(Times(how)), image(), 1)
+
+
+class Shifted(nn.Module):
+    """Arithmetic with constants at the image, behind a layer and behind the last one."""
+
+    def __init__(self, first=lambda x: 1 - (x - 0.3) / 2, then=lambda x: x):
+        super().__init__()
+        self.conv, self.head, self.first, self.then = nn.Conv2d(1, 3, 3), Head(3), first, then
+        self.register_buffer("more", torch.tensor([0.4, -0.3]))
+
+    def forward(self, x):
+        return self.head(self.then(self.conv(self.first(x)))) + self.more
+
+
+def test_constants_that_are_added_are_biases():
+    x = image()
+    for then in (lambda x: F.relu(x), lambda x: 0.7 - F.pad(F.relu(x) + 0.2, (1, 1, 1, 1), value=0.1)):
+        model = classifier(Shifted(then=then))
+        found = lrp(model, x, 1)
+        assert found.total + found.biases == pytest.approx(found.explained, abs=1e-4)
+        assert found.biases == pytest.approx(found.explained - float((x[0, 0] * gradient(model, x, 1).map).sum()), abs=1e-3)  # fmt: skip
+        found = deep_taylor(model, x, 1)
+        assert found.total + found.biases == pytest.approx(found.explained, abs=1e-5) and found.biases != 0
+
+
+def test_the_box_of_the_image_goes_through_arithmetic():
+    """1 − (x − 0.3) / 2 in the network, or in its input: the same network, the same box, the same map."""
+    x, then = image(), F.relu
+    inside, outside = Shifted(then=then), Shifted(first=lambda x: x, then=then)
+    outside.load_state_dict(inside.state_dict())
+    moved, low, high = 1 - (x - 0.3) / 2, float(x.min()), float(x.max())
+    wanted = deep_taylor(classifier(outside), moved, 1, low=[1 - (high - 0.3) / 2], high=[1 - (low - 0.3) / 2])
+    torch.testing.assert_close(deep_taylor(classifier(inside), x, 1).map, wanted.map, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("then", [F.relu6, lambda x: F.hardtanh(x, -0.5, 0.5), lambda x: x.clamp(-0.2, 0.4)])
+def test_rectifiers_that_cut_on_both_sides_pass_by_their_share(then):
+    x, model = image(), classifier(Shifted(then=then))
+    found = lrp(model, x, 1)
+    assert found.total + found.biases == pytest.approx(found.explained, abs=1e-4)
+    assert deep_taylor(model, x, 1).map.abs().max() > 0
+    with pytest.raises(MedXAIError, match=r"its node 'clamp' .clamp. has no rule"):
+        lrp(classifier(Shifted(then=lambda x: x.clamp(0.1, 1))), x, 1)
+
+
+def test_captum_must_be_new_enough(monkeypatch):
+    pytest.importorskip("captum")
+    for told, there in (("0.8.0", False), ("0.9", True), ("0.10.1", True), ("1.0", True)):
+        monkeypatch.setattr(attributions, "version", lambda name, told=told: told)
+        if there:
+            assert attributions.require_captum()
+            continue
+        with pytest.raises(MedXAIError, match=r"needs captum 0\.9 or later") as refused:
+            attributions.require_captum()
+        assert refused.value.kind == "missing"
 
 
 # ---- beside other libraries ------------------------------------------------------------------------------------------

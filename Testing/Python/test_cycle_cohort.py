@@ -155,7 +155,7 @@ def test_the_tables_are_those_of_the_hand(model, folder):
     metrics = dict(zip(result.tables["classifier"].columns["metric"], result.tables["classifier"].columns["value"]))
     assert metrics["Accuracy"] == np.mean((odds > 0) == true) == result.scores["accuracy"]
     assert metrics["Sensitivity"] == np.mean(odds[true] > 0)
-    moved = transfer(cases["probability"], cases["probability_negative"], cases["probability_positive"])
+    moved = transfer(cases["probability"], cases["probability_negative"], cases["probability_positive"], odds > 0, cases["flipped"])  # fmt: skip
     assert result.tables["transfer"].columns["t"][4] == moved.up.t == pytest.approx(stats.ttest_rel(cases["probability_positive"], cases["probability"]).statistic)  # fmt: skip
     assert result.scores["flipped"] == moved.flipped.value == np.mean(cases["flipped"])
     images = [torch.tensor(x, dtype=torch.float32)[None, None] for _, x in listed]
@@ -234,6 +234,27 @@ def test_classes_exchanged(model, folder, monkeypatch):
     assert run(cycle_cohort(model, folder, CycleSettings(device="cpu", label="not mass"), rivals=())).scores["accuracy"] == one.scores["accuracy"]  # fmt: skip
 
 
+def test_of_three_classes_only_the_pairs_other_one_counts_as_flipped(tmp_path, folder, monkeypatch):
+    """G± move the odds across, but where a third class is the likeliest, nothing is flipped: as of a single image."""
+    pair = generators()
+    monkeypatch.setattr(cycle_cases, "pair_of", lambda *_: (pair, {"name": "pair", "sha256": "2" * 64}))
+    size = {"size": [EDGE, EDGE], "fit": "pad", "intensity": {"kind": "linear", "multiply": 1 / SCALE, "add": 0.0}}
+    net = nn.Sequential(nn.Flatten(), nn.Linear(EDGE * EDGE, 3))
+    with torch.no_grad():
+        net[1].weight.zero_()
+        net[1].weight[1] = GAIN * torch.tensor(W.ravel(), dtype=torch.float32)
+        net[1].bias[:] = torch.tensor([0.0, -OFFSET, 0.3])
+    model = opened(packaged(tmp_path / "net", 2, net, input=size, output={"labels": ["healthy", "mass", "cyst"]}))
+    shift, odds = GAIN * 4.5, np.array([f(x) for _, x in rows_of(folder)])
+    flipped = np.where(odds > 0, False, odds + shift > 0.3)  # below 0.3 'cyst' is the likeliest, never 'healthy'
+    assert 0 < flipped.sum() < 12 and (odds > 0).any()
+    for label, share in (("", "flipped_to_positive"), ("healthy", "flipped_to_negative")):
+        result = run(cycle_cohort(model, folder, CycleSettings(device="cpu", label=label), rivals=()))
+        assert result.tables["cases"].columns["flipped"] == list(flipped)
+        assert result.scores["flipped"] == flipped.mean()
+        assert result.scores[share] == pytest.approx(flipped[odds <= 0].mean())
+
+
 # ---- where the network looks -----------------------------------------------------------------------------------------
 
 
@@ -245,6 +266,7 @@ def test_larger_images_are_looked_at_around_their_masks(model, folder, tmp_path)
         small = io.read_volume(folder / "images" / row["image"]).array
         whole, cause, mask = (np.zeros((3, 20, 24), np.float32) for _ in range(3))
         whole[1, 9:17, 10:18], cause[1, 9:17, 10:18], mask[1, 9:17, 10:18] = small[0], CAUSE, 1
+        mask[2, 0, 0] = 1  # a speck elsewhere
         write(large / "images", row["image"], whole)
         write(large / "causes", row["image"], cause)
         write(large / "masks", row["image"], mask.astype(np.uint8))
@@ -260,6 +282,43 @@ def test_larger_images_are_looked_at_around_their_masks(model, folder, tmp_path)
     table_of(large, rows, ("image", "label", "split", "cause"))
     with pytest.raises(MedXAIError, match=r"too large|larger than the patch"):
         run(cycle_cohort(model, large, SETTINGS, rivals=()))
+
+
+def test_what_belongs_to_the_cause():
+    """A tenth of the largest |cause| and more: 100 and −15 of these four."""
+    cause, values = np.array([100.0, -15.0, 9.0, 0.0]), np.array([1.0, 4.0, 3.0, 2.0])
+    assert agreement(values, cause)["auc"] == 0.5  # of the two the first beats none of the others, the second both
+
+
+def test_padding_is_left_out(model, folder):
+    """Images of 6 rows of which the network sees 8: the agreement is that of the 6."""
+    rows = [one for one, _ in rows_of(folder)]
+    for row in rows:
+        write(folder / "images", row["image"], io.read_volume(folder / "images" / row["image"]).array[0, :6])
+    write(folder / "causes", "cause.nrrd", CAUSE[:6].astype(np.float32))
+    result = run(cycle_cohort(model, folder, SETTINGS, rivals=()))
+    wanted = agreement(2 * MOVE[1:7], CAUSE[:6])  # padded by a row on either side
+    assert wanted != pytest.approx(agreement(2 * MOVE, np.pad(CAUSE[:6], ((1, 1), (0, 0)))))
+    for measure in MEASURES:
+        assert result.tables["cases"].columns[f"{measure}_R"] == pytest.approx([wanted[measure]] * 12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_volume_is_looked_at_where_most_of_its_cause_is(model, folder, masked, tmp_path, monkeypatch):
+    """Of three slices the one with most of the mask, else of the cause."""
+    if masked:
+        model = opened(packaged(tmp_path / "any", 2, Plane(), input={"size": [EDGE, EDGE], "fit": "resize"}))
+    rows = [one for one, _ in rows_of(folder)]
+    for row in rows:
+        write(folder / "images", row["image"], np.repeat(io.read_volume(folder / "images" / row["image"]).array, 3, 0))
+        mask = np.zeros((3, EDGE, EDGE), np.uint8)
+        mask[0, 2, 2], mask[2, 2:4, 2] = 1, 1
+        write(folder / "masks", row["image"], mask)
+        row["mask"] = row["image"]
+    write(folder / "causes", "cause.nrrd", np.stack([0.05 * CAUSE, CAUSE, 2 * CAUSE * (CAUSE == 100) * (np.arange(EDGE) < 4)]).astype(np.float32))  # fmt: skip
+    table_of(folder, rows, ("image", "label", "cause", *["mask"] * masked))
+    result = run(cycle_cohort(model, folder, SETTINGS, rivals=()))
+    assert result.tables["cases"].columns["slice"] == ["k:2" if masked else "k:1"] * 12
 
 
 def test_solid_volumes(tmp_path, monkeypatch):
@@ -401,6 +460,8 @@ def test_refusals_in_one_sentence(model, folder, tmp_path):
     (tmp_path / "empty" / "labels.csv").write_text("image,class\na,b\n")
     with pytest.raises(MedXAIError, match="has no column 'label'"):
         run(cycle_cohort(model, tmp_path / "empty", SETTINGS))
+    with pytest.raises(MedXAIError, match="compares with at least one image, not with 0"):
+        run(cycle_cohort(model, folder, SETTINGS, background=0))
     table_of(folder, [dict(one, split="train") for one, _ in rows_of(folder)])
     with pytest.raises(MedXAIError, match="no image on the test side"):
         run(cycle_cohort(model, folder, SETTINGS))
@@ -467,6 +528,13 @@ def test_the_examples_and_the_page(model, folder, tmp_path):
     cycle_picture(result, tmp_path / "page.png")
     picture = imread(tmp_path / "page.png")[..., :3]
     assert picture.shape[0] > 900 and picture.shape[1] > 1100 and picture.std() > 0.05
+    del result.examples[0].maps["lrp"], result.examples[1].maps["deeptaylor"]  # a rival may fail in some cases
+    result.examples[2].cause = None
+    cycle_picture(result, tmp_path / "apart.png")
+    assert (tmp_path / "apart.png").stat().st_size > 10000
+    result.examples = result.examples[:2]
+    cycle_picture(result, tmp_path / "two.png")  # none has all
+    assert (tmp_path / "two.png").stat().st_size > 10000
     table_of(folder, [one for one, _ in rows_of(folder)], ("image", "label"))
     few = run(cycle_cohort(model, folder, SETTINGS, rivals=()))  # neither causes nor rivals
     cycle_picture(few, tmp_path / "few.png")
