@@ -24,6 +24,7 @@ from .provenance import provenance
 POSITIONS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the morph: −1 is G⁻(x), 0 is x, 1 is G⁺(x)
 FOCUS = 0.1  # share of the voxels, those with the largest |R|, that are looked at by themselves
 BYTES = 2**29  # that generators may take at once
+AT_ONCE = 3  # images that the classifier is asked about at once: more leave a processor's caches, and take longer each
 PERCENTILE = 99.5  # of |R| in the patch: the end of the colour scale
 
 
@@ -338,12 +339,13 @@ class _Run:
         model, sides, main = self.model, self.sides, self.logits[:, self.main]
         x, (up, down), odds = self.x, self.changes, self.odds[:, self.main]
         positive = bool(sides.is_positive(main[:1]))
-        # One batch: the places of the morph, a few voxels carried over to the other class, and the images as they are written.
+        # Asked about: the places of the morph, a few voxels carried over to the other class, and the images as they are written.
         other = down if positive else up
         top, drawn = _focus((up - down).abs(), other, FOCUS)
         between = [x + max(t, 0) * up + max(-t, 0) * down for t in POSITIONS if t not in (-1, 0, 1)]
         with torch.no_grad():
-            answers = model.logits(torch.cat([*between, x + top, x + drawn, *self._again(written)]))
+            images = torch.cat([*between, x + top, x + drawn, *self._again(written)])
+            answers = torch.cat([model.logits(some) for some in images.split(AT_ONCE)])
         asked, against = (sides.log_odds(model, answers, side) for side in (True, not positive))
         known = dict(zip([t for t in POSITIONS if t not in (-1, 0, 1)], asked.tolist()))
         known |= {0: float(odds[0]), 1: float(odds[1]), -1: float(odds[2])}
