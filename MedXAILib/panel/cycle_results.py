@@ -189,13 +189,9 @@ def _told(about: dict, scores: dict) -> str:
         flipped, other = scores.get("flipped"), "G⁻" if about["predicted"] == about.get("label") else "G⁺"
         words = _("{which} changes that") if flipped else _("{which} does not change that")
         found.append(_("The network answers {label}").format(label=about["predicted"]) + ("." if flipped is None else f"; {words.format(which=other)}."))  # fmt: skip
-    patch = about.get("patch") or {}
-    size = [
-        mm for mm, a, b in zip(patch.get("size_mm", ()), patch.get("start", ()), patch.get("stop", ())) if b - a > 1
-    ]
-    if size:
-        place = about.get("slice")
-        found.append(_("Looked at: {size} mm").format(size=" × ".join(f"{mm:.3g}" for mm in size)) + (f", {place}." if place else "."))  # fmt: skip
+    place = cycle.looked_at(about)
+    if place:
+        found.append(_("Looked at: {place}.").format(place=place))
     if isinstance(about.get("explainer"), dict):
         found.append(_("Explainer: {name}.").format(name=about["explainer"].get("name") or ""))
     return " ".join(found)

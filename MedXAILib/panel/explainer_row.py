@@ -25,16 +25,20 @@ class ExplainerRow(PackageRow):
         self._classifier = None
 
     def setClassifier(self, package):
-        """List the explainers of this classifier (None: of none); when exactly one fits, it is taken."""
+        """List the explainers of this classifier (None: of none).
+
+        When none is chosen, or one of another classifier, and exactly one fits, it is taken; one that is not listed, or cannot be read, stays chosen.
+        """
         if package is not None and package is self._classifier:
             return self.update()
         self._classifier = package
         found = _explainersOf(package)
         self.fill(found, _("Choose an explainer") if found else _("none: train one below"))
-        if self.parameters is not None:
-            known = {str(entry.folder) for entry in found}
-            if self.folder not in known and package is not None:
-                self.folder = known.pop() if len(known) == 1 else ""
+        if self.parameters is not None and package is not None:
+            kept = library().entry(self.folder).package if self.folder else None
+            others = kept is not None and kept.explains is not None and kept.explains.sha256 != package.sha256
+            if others or not self.folder:
+                self.folder = str(found[0].folder) if len(found) == 1 else ""
         self.update()
 
     def choose(self, folder):

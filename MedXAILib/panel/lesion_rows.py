@@ -13,6 +13,8 @@ from .segment_row import SegmentRow
 from .watch import Watch
 
 MARKUP = "place"  # the parameter that keeps the point list or ROI
+#: Events of a point list or ROI after which its place may be another one.
+MOVES = ("PointModified", "PointPositionDefined", "PointPositionUndefined", "PointRemoved", "TransformModified")
 
 
 class LesionRows:
@@ -36,7 +38,7 @@ class LesionRows:
         self._parameters = None
         self._updating = False
         self._input = None
-        self._moved = Watch(self._onMoved)
+        self._moved, self._carried = Watch(self._onMoved), Watch(self._onMoved)
         self.segmentRow = SegmentRow(
             layout, _("Lesion:"), _("A patch around the middle of its largest part is looked at; the segment itself is not needed by the networks."), self._segmentChosen
         )  # fmt: skip
@@ -58,6 +60,7 @@ class LesionRows:
 
         self.centerEdit = qt.QLineEdit()
         self.centerEdit.objectName = "centerEdit"
+        self.centerEdit.connect("textEdited(QString)", self._typed)
         row = qt.QHBoxLayout()
         row.addWidget(self.centerEdit, 1)
         self.crosshairButton = toolButton(row, _("Crosshair"), _("Takes the crosshair's place: hold Shift and move the mouse in a slice view."), self.takeFromCrosshair)  # fmt: skip
@@ -77,6 +80,7 @@ class LesionRows:
         self.segmentRow.setParameterNode(parameters)
         if parameters is None:
             self._moved.clear()
+            self._carried.clear()
         self.update()
 
     def setInput(self, about):
@@ -93,8 +97,11 @@ class LesionRows:
         self.placeSelector.setCurrentNode(node)
         self._updating = False
         if node is not self._moved.object:
-            events = (node.PointModifiedEvent, node.PointPositionDefinedEvent, node.PointRemovedEvent) if node else ()
-            self._moved.set(node, *events)
+            self._moved.set(node, *(getattr(node, name + "Event") for name in MOVES if node))
+        volumeNode = self._volumeNode() if node else None
+        if volumeNode is not self._carried.object:
+            self._carried.set(volumeNode, slicer.vtkMRMLTransformableNode.TransformModifiedEvent)
+        self._follow()
         self.infoLabel.text = self._info()
         self.goButton.enabled = bool(self._parameters.center_ras)
         self.clearButton.enabled = bool(self._parameters.center_ras) or self.segmentRow.segment is not None
@@ -111,12 +118,23 @@ class LesionRows:
         self._onChanged()
 
     def _onMoved(self, _caller=None, _event=None):
-        node = self._moved.object
-        if self._parameters is not None and node is not None and self._parameters.getValue(MARKUP) is node:
-            center = self._centerOf(node)
-            if center and center != self._parameters.center_ras:
-                self._set(node, center)
-                self._onChanged()
+        if self._parameters is not None and self._follow():
+            self._onChanged()
+
+    def _follow(self) -> bool:
+        """Take the center from the chosen point or ROI, none where it has none; whether that is another one."""
+        node = self._parameters.getValue(MARKUP)
+        if node is None or self._volumeNode() is None:  # a scene that is read may have no volume yet
+            return False
+        center = self._centerOf(node)
+        if center == self._parameters.center_ras:
+            return False
+        self._set(node, center)
+        return True
+
+    def _typed(self, _text):
+        if self._parameters is not None:
+            self._parameters.setValue(MARKUP, None)
 
     def _set(self, node, center: str):
         with slicer.util.NodeModify(self._parameters):
@@ -128,21 +146,23 @@ class LesionRows:
     def _centerOf(self, node) -> str:
         """A markup's place in the volume's own coordinates, as text; empty where it has none yet."""
         volumeNode = self._volumeNode()
-        if volumeNode is None or node.GetNumberOfControlPoints() == 0:
+        placed = [n for n in range(node.GetNumberOfControlPoints()) if node.GetNthControlPointPositionStatus(n) == node.PositionDefined]  # fmt: skip
+        if volumeNode is None or not placed:
             return ""
         if node.IsA("vtkMRMLMarkupsROINode"):
-            world = [0.0, 0.0, 0.0]
-            node.GetCenterWorld(world)
+            world = read.world(node, node.GetCenter())  # its GetCenterWorld is late when a transform is set
         else:
-            world = node.GetNthControlPointPositionWorld(node.GetNumberOfControlPoints() - 1)
+            world = node.GetNthControlPointPositionWorld(placed[-1])
         return _text(read.position(volumeNode, world))
 
     # -- buttons -------------------------------------------------------------------------------------------------------
 
     def placePoint(self):
-        """Make a point list and let a click place its point."""
+        """Make a point list, or take one that is left without a point, and let a click place its point."""
         logic = slicer.modules.markups.logic()
-        node = slicer.mrmlScene.GetNodeByID(logic.AddNewFiducialNode(_("Lesion")) or "")
+        lists = slicer.util.getNodesByClass("vtkMRMLMarkupsFiducialNode")
+        left = (n for n in lists if n.GetName() == _("Lesion") and not n.GetNumberOfDefinedControlPoints())
+        node = next(left, None) or slicer.mrmlScene.GetNodeByID(logic.AddNewFiducialNode(_("Lesion")) or "")
         if node is not None and self._parameters is not None:
             self._set(node, "")
             logic.SetActiveList(node) if hasattr(logic, "SetActiveList") else None

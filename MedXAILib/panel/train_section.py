@@ -51,6 +51,7 @@ class TrainSection:
         self.button.text = _("Train an explainer")
         self.button.objectName = "trainSection"
         self.button.collapsed = True
+        self.button.connect("contentsCollapsed(bool)", lambda _collapsed: self._changed())
         layout.addWidget(self.button)
         whole = qt.QWidget()  # the section hides this; what is in it keeps what it is told
         qt.QVBoxLayout(self.button).addWidget(whole)
@@ -217,16 +218,17 @@ class TrainSection:
         return ""
 
     def _changed(self):
-        if not hasattr(self, "pictureLabel"):
+        if self.button.collapsed or not hasattr(self, "pictureLabel"):
             return
         run, phase, kept = self.run, self.run.phase, bool(self.run.rows)
         ended = run.done and self.output == run.output  # that its folder exists is then no fault
         reason = "" if phase.active else self.problem
+        package, _trusted, _device, why = self._classifier()
         self.trainButton.text = _("Go on") if kept and not ended and not phase.active else _("Train")
         self.trainButton.enabled = not phase.active and not reason
         self.trainButton.toolTip = reason or _("Begins, or goes on after the last finished epoch.")
         self.pauseButton.enabled = phase is Phase.RUNNING
-        self.useButton.enabled = kept and not ended and (phase is Phase.RUNNING or not phase.active)
+        self.useButton.enabled = kept and not ended and (phase is Phase.RUNNING or (not phase.active and package is not None and not why))  # fmt: skip
         self.discardButton.enabled = kept and not ended and not phase.active
         for widget in (self.sourceEdit, self.outputEdit, self.presetCombo, *self.form.widgets.values()):
             widget.enabled = not phase.active
@@ -273,7 +275,7 @@ class TrainSection:
 
     def _done(self, folder: str, classifier):
         try:
-            library().add(folder)
+            folder = str(library().add(folder))  # as it is listed: without links
         except MedXAIError as error:
             self._logLine(error.message)
         self._onTrained(folder, classifier)

@@ -40,7 +40,7 @@ class TrainingRun:
     Parameters
     ----------
     client : callable
-        Gives the worker's client.
+        Gives the worker's client; its worker is ended when a run is over and no other follows.
     onChanged : callable
         Called without arguments whenever something of the below has changed.
     onDone : callable
@@ -127,19 +127,22 @@ class TrainingRun:
     def close(self):
         """The panel goes away: stop; finished epochs are kept."""
         job, self._job, self.phase = self._job, None, Phase.IDLE
+        self._finishNext = False
         self._onChanged = self._onDone = lambda *told: None
         if job is not None and not job.finished:
-            job.cancel()
+            self._client().shutdown()
 
     # -- what the worker says ------------------------------------------------------------------------------------------
 
     def _onEvent(self, event):
-        if event.job is not self._job and self._job is not None:
+        if event.job is not self._job:
             return
         handler = getattr(self, "_on" + event.name.capitalize(), None)
         if handler is not None:
             handler(event)
             self._onChanged()
+        if self._job is None:  # it was the last event, and no other run has begun
+            self._client().shutdown()
 
     def _onProgress(self, event):
         self.fraction, self.stage, self.eta = event.fraction, event.stage, event.eta
@@ -173,7 +176,14 @@ class TrainingRun:
         self._end(" ".join(part for part in (event.message, event.hint, kept) if part), failed=True)
 
     def _onCancelled(self, event):
-        finish = self._finishNext
+        finish = self._finishNext and event.reason != "ended"  # then the worker is to stay away
+        if (Path(self.output) / "model.json").is_file() and not partial_of(self.output).exists():
+            self._end(
+                _("The explainer is ready: {folder}").format(folder=self.output)
+            )  # it was before the stop was noticed
+            self.done = True
+            self._onDone(self.output, self._classifier)
+            return
         self.rows = rowsOf(self.output)
         self._end(_("Paused. Finished epochs kept: {n}.").format(n=len(self.rows)))
         if finish and self.rows:

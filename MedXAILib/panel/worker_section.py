@@ -26,27 +26,28 @@ class WorkerSection:
     """
 
     def __init__(self, layout):
-        self._unobserve = lambda: None
+        self._observed = []
         self._build(layout)
 
     def enter(self):
         """The panel is opened."""
-        self._unobserve()
-        self._unobserve = worker_session.client().observe(self._onWorker)
+        self.stop()
+        both = worker_session.client(), worker_session.trainingClient()
+        self._observed = [one.observe(self._onWorker) for one in both]
         self._showWorker()
 
     def stop(self):
         """The panel goes away."""
-        self._unobserve()
+        for unobserve in self._observed:
+            unobserve()
+        self._observed = []
 
     def _build(self, layout):
         self.label = readable(layout, "workerLabel")
         row = qt.QHBoxLayout()
         self.startButton = button(row, _("Start"), _("Starts it now, so that the first run need not wait."), self.start)
         self.releaseButton = button(row, _("Release memory"), _("The worker forgets its models and volumes and gives the device's memory back."), self.release)  # fmt: skip
-        self.stopButton = button(
-            row, _("Stop"), _("Ends the worker and every run."), lambda: worker_session.client().shutdown()
-        )
+        self.stopButton = button(row, _("Stop"), _("Ends the worker and every run, a training too."), self.end)
         layout.addLayout(row)
 
     def start(self):
@@ -58,7 +59,13 @@ class WorkerSection:
 
     def release(self):
         """Let the worker forget what it holds."""
-        worker_session.client().release(self._onReleased)
+        for one in worker_session.clients():
+            one.release(self._onReleased)
+
+    def end(self):
+        """End the worker, and the one that trains."""
+        for one in worker_session.clients():
+            one.shutdown()
 
     def _onReleased(self, event):
         if event.name == "released":
@@ -80,6 +87,10 @@ class WorkerSection:
             parts += [worker_session.deviceText(one) for one in about.get("devices", ())]
         if running and about.get("problem"):
             parts.append(about["problem"])
+        training = worker_session.trainingClient()
+        trains = training.phase != "stopped"
+        if trains:
+            parts.append(_("A training goes on in process {pid}.").format(pid=training.environment.get("pid", "…")))
         self.label.text = "\n".join([*parts, said]).strip()
         self.startButton.enabled = not running
-        self.releaseButton.enabled = self.stopButton.enabled = running
+        self.releaseButton.enabled = self.stopButton.enabled = running or trains

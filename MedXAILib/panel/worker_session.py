@@ -31,6 +31,11 @@ def trainingClient() -> QtClient:
     return _training
 
 
+def clients() -> tuple[QtClient, ...]:
+    """Those of the two that were made."""
+    return tuple(one for one in (_client, _training) if one is not None)
+
+
 def chooseLaunch() -> launch.Launch:
     """How to start the worker, by the settings as they are now."""
     return launch.launch(
@@ -48,9 +53,8 @@ def workerPython() -> str:
 def setWorkerPython(path: str):
     """Use another Python from the next worker on, and end the present one."""
     slicer.app.userSettings().setValue(PYTHON, path)
-    for one in (_client, _training):
-        if one is not None:
-            one.shutdown()
+    for one in clients():
+        one.shutdown()
 
 
 def closeSession():

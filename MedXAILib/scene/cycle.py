@@ -51,6 +51,17 @@ def headline(known: dict, scores: dict) -> str:
     return f"{known.get('label') or 'The class'}: x {values[0]} → G⁺ {values[1]}, G⁻ {values[2]}"
 
 
+def looked_at(known: dict) -> str:
+    """What was looked at, such as ``45 × 45 mm, k:6``; empty where that is not known."""
+    patch = known.get("patch") or {}
+    size = [
+        mm for mm, a, b in zip(patch.get("size_mm", ()), patch.get("start", ()), patch.get("stop", ())) if b - a > 1
+    ]
+    if not size:
+        return ""
+    return " × ".join(f"{mm:.3g}" for mm in size) + " mm" + (f", {known['slice']}" if known.get("slice") else "")
+
+
 def probability(value) -> str:
     """A probability with two digits, without calling what is not certain 0 or 1; ``–`` where it is not known."""
     if not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
@@ -149,9 +160,9 @@ class Cycle:
             start = [int(n) for n in (node.GetAttribute(BOX) or "0 0 0").split()][::-1]
             where = tuple(slice(a, a + n) for a, n in zip(start, node.GetImageData().GetDimensions()[::-1]))
             up, down = (voxels(one.GetImageData())[where] for one in changes)
-            given = self.node(POSITIVE)
             # From the run itself: the input may have been changed, or removed.
-            x = voxels(given.GetImageData())[where] - up if given is not None else None
+            made = ((self.node(name), change) for name, change in ((POSITIVE, up), (NEGATIVE, down)))
+            x = next((voxels(one.GetImageData())[where] - change for one, change in made if one is not None), None)
             source = self.volume_node
             if source is not None and source.GetImageData() is not None:
                 image = read.volume(source).array

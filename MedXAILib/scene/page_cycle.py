@@ -51,14 +51,11 @@ def _answer(figure, explanation: Explanation, pictures: dict, left: float, y: fl
     lines = []
     if np.isfinite(odds).all():
         lines.append("log-odds: G⁻ {:.2f}, x {:.2f}, G⁺ {:.2f}".format(*odds))
-    about, patch = known.get("explainer") or {}, known.get("patch") or {}
+    about, place = known.get("explainer") or {}, cycle.looked_at(known)
     if about.get("name"):
         lines.append(f"explainer: {about['name']} (SHA-256 {str(about.get('sha256'))[:12]}…)")
-    size = [
-        mm for mm, a, b in zip(patch.get("size_mm", ()), patch.get("start", ()), patch.get("stop", ())) if b - a > 1
-    ]
-    if size and pictures["scale"]:
-        lines.append(f"looked at: {' × '.join(f'{mm:.3g}' for mm in size)} mm" + f", {known['slice']}" * bool(known.get("slice")))  # fmt: skip
+    if place and pictures["scale"]:
+        lines.append(f"looked at: {place}")
     for line in lines:
         for part in page.textwrap.wrap(line, page._letters(right - left, 8.5)):
             figure.text(left, y, part, fontsize=8.5, color=page.SOFT, va="top")

@@ -173,7 +173,7 @@ class Client:
     def shutdown(self) -> None:
         """End the worker and every job, now, and remove all files. The client can be used again afterwards."""
         for job in self.jobs:
-            self._finish(job, Cancelled(job, job.reason or "ended"))
+            self._finish(job, Cancelled(job, "ended"))
         session, self._session = self._session, None
         if session is not None:
             session.transport.kill(session.pid)

@@ -147,6 +147,8 @@ def test_words():
     known = {"label": "spiculated"}
     scores = {"probability": 0.43, "probability_positive": 0.9991, "probability_negative": 0.0712}
     assert cycle.headline(known, scores) == "spiculated: x 0.43 → G⁺ > 0.99, G⁻ 0.07"
+    patch = {"start": [6, 0, 0], "stop": [7, 12, 14], "size_mm": [3, 12, 14.04]}
+    assert cycle.looked_at({"patch": patch, "slice": "k:6"}) == "12 × 14 mm, k:6" and cycle.looked_at({}) == ""
     assert [cycle.probability(v) for v in (0, 0.001, 1.0, float("nan"), None)] == ["0.00", "< 0.01", "1.00", "–", "–"]
 
 
@@ -189,6 +191,27 @@ def test_a_changed_input_does_not_change_the_morph(desk):
     again.position = 0.5
     again.show()
     assert again.position == 0.5
+
+
+def test_without_input_and_positive_it_still_morphs(desk):
+    _, found = desk.finish()
+    desk.scene.RemoveNode(desk.node)
+    desk.scene.RemoveNode(found.node(cycle.POSITIVE))
+    again = cycle.Cycle(desk.scene, found.run)
+    again.position = -1
+    made = voxels(again.node(cycle.MORPH).GetImageData())
+    want = desk.explanation.maps["negative"].volume.array[desk.box]
+    np.testing.assert_allclose(made, want, rtol=1e-4, atol=1e-2)
+
+
+def test_a_changed_input_without_positive_does_not_change_the_morph(desk):
+    _, found = desk.finish()
+    voxels(desk.node.GetImageData())[:] = 0
+    desk.scene.RemoveNode(found.node(cycle.POSITIVE))
+    again = cycle.Cycle(desk.scene, found.run)
+    again.position = 0
+    made = voxels(again.node(cycle.MORPH).GetImageData())
+    np.testing.assert_allclose(made, desk.volume.array[desk.box], rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("how", ["folder", "one by one", "a delta"])

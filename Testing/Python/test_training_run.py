@@ -6,6 +6,7 @@ import signal
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PLAYING = ROOT / "MedXAI" / "MedXAIDeepDream" / "Testing"
 sys.path.insert(0, str(PLAYING))
 
-from panel_testing_files import writeModel  # noqa: E402
+from panel_testing_files import writeExplainer, writeModel  # noqa: E402
 
 from MedXAILib.errors import MedXAIError  # noqa: E402
 from MedXAILib.files import partial_of  # noqa: E402
@@ -21,6 +22,7 @@ from MedXAILib.package import Package  # noqa: E402
 from MedXAILib.panel.training_run import Phase, TrainingRun, proposal, rowsOf  # noqa: E402
 from MedXAILib.settings import CycleJobSettings  # noqa: E402
 from MedXAILib.worker.client import Client  # noqa: E402
+from MedXAILib.worker.jobs import Cancelled  # noqa: E402
 from MedXAILib.worker.launch import Launch  # noqa: E402
 from MedXAILib.worker.transports import Loop, SubprocessTransport  # noqa: E402
 
@@ -153,6 +155,83 @@ def test_closing_the_panel_stops_it_and_keeps_what_is_finished(desk):
     desk.run.close()
     desk.wait(lambda: job.finished)
     assert len(rowsOf(desk.output)) >= kept
+
+
+class Slow:
+    """A client that says nothing by itself: the test tells what the worker would, in the order that is wanted."""
+
+    def __init__(self):
+        self.requests, self.ended = [], 0
+
+    def run(self, request, on_event):
+        self.requests.append(dict(request.settings))
+        job = SimpleNamespace(finished=False, cancel=lambda: None)
+        self.stopped = lambda: on_event(Cancelled(job, "asked"))
+        return job
+
+    def shutdown(self):
+        self.ended += 1
+
+
+def keep(desk, epochs=2):
+    """Finished epochs of a training."""
+    partial = partial_of(desk.output)
+    partial.mkdir(parents=True)
+    rows = [{"about": 1}, *({"epoch": n, "probability": 0.5} for n in range(1, epochs + 1))]
+    (partial / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return partial
+
+
+def test_use_now_and_then_closed_begins_nothing(desk):
+    desk.client, real = Slow(), desk.client
+    keep(desk)
+    desk.start()
+    desk.run.useNow()
+    stopped, changes = desk.client.stopped, desk.changes
+    desk.run.close()
+    stopped()
+    assert len(desk.client.requests) == 1 and desk.client.ended == 1 and desk.changes == changes
+    assert desk.run.phase is Phase.IDLE and not desk.run._finishNext
+    desk.client = real
+
+
+@pytest.mark.parametrize("use", [False, True], ids=["pause", "use now"])
+def test_a_stop_after_the_explainer_was_made_is_its_end(desk, use):
+    desk.client, real = Slow(), desk.client
+    partial = keep(desk)
+    desk.start()
+    (desk.run.useNow if use else desk.run.pause)()
+    writeExplainer(Path(desk.output), desk.classifier)
+    partial.rename(partial.with_name("gone"))
+    desk.client.stopped()
+    assert desk.run.done and desk.run.message == f"The explainer is ready: {desk.output}" and len(desk.run.rows) == 2
+    assert desk.done == [(desk.output, desk.classifier)] and len(desk.client.requests) == 1
+    desk.client = real
+
+
+def test_use_now_and_then_the_workers_end_begins_nothing(desk):
+    desk.start(epochs=50)
+    desk.wait(lambda: desk.run.rows)
+    desk.run.useNow()
+    desk.client.shutdown()  # as Stop in MedXAI Models, or the application's end
+    assert desk.run.phase is Phase.IDLE and desk.run.message.startswith("Paused.")
+    assert desk.client.phase == "stopped" and not desk.client.jobs and desk.done == []
+
+
+def test_the_worker_ends_with_the_training_and_not_before_its_explainer(desk):
+    desk.client, real = Slow(), desk.client
+    keep(desk)
+    desk.start()
+    desk.run.useNow()
+    desk.client.stopped()
+    assert [one["finish"] for one in desk.client.requests] == [False, True]
+    assert desk.client.ended == 0 and desk.run.phase is Phase.FINISHING
+    desk.client.stopped()
+    assert desk.client.ended == 1 and desk.run.phase is Phase.IDLE
+    desk.client = real
+    desk.start(epochs=2)
+    desk.idle()
+    assert real.phase == "stopped" and not real.jobs
 
 
 def test_a_torn_log_is_read_to_its_last_whole_line(tmp_path):

@@ -211,6 +211,69 @@ class InputTest(Refusal, CycleCase):
         matrix = slicer.util.getNode("vtkMRMLSliceNodeYellow").GetSliceToRAS()
         self.assertAlmostEqual(matrix.GetElement(0, 3), self.world(11.5, 14.5, 19.5)[0], 2)
 
+    def test_the_center_follows_the_transforms_of_point_and_volume(self):
+        import vtk
+
+        def moved(node, by):
+            matrix = vtk.vtkMatrix4x4()
+            matrix.SetElement(0, 3, by)
+            transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+            transform.SetMatrixTransformToParent(matrix)
+            node.SetAndObserveTransformNodeID(transform.GetID())
+            return transform
+
+        for name in ("vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsROINode"):
+            node = slicer.mrmlScene.AddNewNodeByClass(name)
+            place = np.array(self.world(12, 15, 20))
+            if name.endswith("ROINode"):
+                node.SetCenterWorld(*place)
+                node.SetSize(20, 20, 20)
+            else:
+                node.AddControlPointWorld(*place)
+            self.panel.lesion.placeSelector.setCurrentNode(node)
+            np.testing.assert_allclose(self.panel.settings().center_ras, place, atol=0.01)
+            its = moved(node, 3.0)
+            np.testing.assert_allclose(self.panel.settings().center_ras, place + (3, 0, 0), atol=0.01)
+            its.SetMatrixTransformToParent(vtk.vtkMatrix4x4())
+            np.testing.assert_allclose(self.panel.settings().center_ras, place, atol=0.01)
+            moved(self.volume, 5.0)
+            np.testing.assert_allclose(self.panel.settings().center_ras, place - (5, 0, 0), atol=0.01)
+            self.volume.SetAndObserveTransformNodeID(None)
+            np.testing.assert_allclose(self.panel.settings().center_ras, place, atol=0.01)
+
+    def test_a_deleted_point_leaves_no_center(self):
+        points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Lesion point")
+        points.AddControlPointWorld(self.world(12, 15, 20))
+        self.panel.lesion.placeSelector.setCurrentNode(points)
+        self.assertEqual(self.control.reason, "")
+        points.RemoveNthControlPoint(0)
+        self.assertIsNone(self.panel.settings().center_ras)
+        self.assertIn("'Lesion point' has no point yet: click on the lesion", self.control.reason)
+
+    def test_an_explainer_that_is_not_listed_stays(self):
+        from MedXAILib.panel.model_picker import library
+
+        away = writeExplainer(self.worker.folder / "away" / "away", self.classifier, "Not listed")
+        self.panel.parameters.explainer = str(away)
+        self.panel.enter()
+        self.assertEqual((self.panel.settings().explainer, self.control.reason), (str(away), ""))
+        self.panel.parameters.explainer = str(self.worker.folder / "nowhere")
+        self.panel.enter()
+        self.assertEqual(self.panel.settings().explainer, str(self.worker.folder / "nowhere"))
+        self.assertEqual(self.control.reason, library().entry(self.worker.folder / "nowhere").problem)
+        other = writeClassifier(self.worker.folder / "other" / "other", "Other classifier", weights=b"others")
+        self.panel.parameters.explainer = str(away)
+        self.use(other)
+        self.assertEqual(self.panel.parameters.explainer, "")
+
+    def test_place_takes_the_list_that_is_left_empty(self):
+        before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLMarkupsFiducialNode")
+        for _n in range(3):
+            self.panel.lesion.placeButton.click()
+        interaction = slicer.app.applicationLogic().GetInteractionNode()
+        interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLMarkupsFiducialNode"), before + 1)
+
     def test_place_makes_a_point(self):
         self.panel.lesion.placeButton.click()
         node = self.panel.lesion.placeSelector.currentNode()
@@ -413,6 +476,8 @@ class TrainTest(CycleCase):
         self.train.outputEdit.currentPath = str(self.worker.folder / "fresh" / "fresh-cycle")
         self.train.sourceEdit.currentPath = str(self.images)
         self.train._parameters.epochs = 4
+        self.train.button.collapsed = False
+        self.addCleanup(lambda: setattr(self.train.button, "collapsed", True))
         self.addCleanup(lambda: self.current().train.run._job and self.current().train.run._job.cancel())
         self.addCleanup(lambda: setattr(self.train, "confirm", lambda text: True))
 
@@ -426,8 +491,62 @@ class TrainTest(CycleCase):
     def idle(self, seconds=20):
         self.assertTrue(waitFor(lambda: not self.run_.phase.active, seconds), self.train.statusLabel.text)
 
+    def test_a_folded_section_shows_nothing_until_it_is_opened(self):
+        self.train.button.collapsed = True
+        shown = []
+        self.train.chart.show = lambda *given: shown.append(given)
+        self.addCleanup(lambda: self.train.chart.__dict__.pop("show"))
+        self.panel._check()
+        self.assertEqual(shown, [])
+        self.train.button.collapsed = False
+        self.assertEqual(len(shown), 1)
+
+    def test_use_now_needs_a_classifier(self):
+        self.run_.rows = {1: {"epoch": 1}}
+        self.train._changed()
+        self.assertTrue(self.train.useButton.enabled)
+        for given in ((None, (), "auto", ""), (self.second, (), "auto", "A program is not trusted.")):
+            self.train._classifier, known = lambda given=given: given, self.train._classifier
+            self.train._changed()
+            self.train._classifier = known
+            self.assertFalse(self.train.useButton.enabled)
+        self.run_.look(self.train.output)
+
+    def test_a_training_into_a_linked_folder_is_chosen(self):
+        (self.worker.folder / "real").mkdir()
+        link = self.worker.folder / "link"
+        link.symlink_to(self.worker.folder / "real", target_is_directory=True)
+        self.train.outputEdit.currentPath = str(link / "fresh-cycle")
+        self.train._parameters.epochs = 1
+        self.train.trainButton.click()
+        self.idle()
+        want = str((self.worker.folder / "real" / "fresh-cycle").resolve())
+        self.assertEqual((self.panel.settings().explainer, self.control.reason), (want, ""))
+
+    def test_the_worker_that_trains_ends_by_itself_and_by_stop(self):
+        from MedXAILib.panel import worker_session
+
+        models = slicer.util.getModuleWidget("MedXAIModels").panel.worker
+        models.enter()
+        self.addCleanup(models.stop)
+        self.train.trainButton.click()
+        self.epochs(1)
+        pid = worker_session.trainingClient().environment["pid"]
+        self.assertIn(f"A training goes on in process {pid}.", models.label.text)
+        self.idle()
+        self.assertEqual(worker_session.trainingClient().phase, "stopped")
+        self.assertNotIn("A training", models.label.text)
+        self.train._parameters.epochs = 60
+        self.train.outputEdit.currentPath = str(self.worker.folder / "fresh" / "again")
+        self.train.trainButton.click()
+        self.epochs(1)
+        self.assertTrue(models.stopButton.enabled)
+        models.stopButton.click()
+        self.idle(3)
+        self.assertEqual([one.phase for one in worker_session.clients()], ["stopped", "stopped"])
+        self.assertTrue(self.run_.rows)
+
     def test_reasons_and_the_proposed_folder(self):
-        self.assertTrue(self.train.button.collapsed)
         self.assertTrue(self.train.trainButton.enabled, self.train.reasonLabel.text)
         self.train.outputEdit.currentPath = ""
         self.train.update()
@@ -578,6 +697,8 @@ class RealWorkerTest(unittest.TestCase):
         before = library().added
         self.addCleanup(lambda: [library().remove(f) for f in library().added if f not in before])
         train = panel.train
+        train.button.collapsed = False
+        self.addCleanup(lambda: setattr(train.button, "collapsed", True))
         train.sourceEdit.currentPath, train.outputEdit.currentPath = str(images), str(folder / "nodules-cycle")
         train._parameters.epochs, train._parameters.width, train._parameters.batch = 2, 0.05, 4
         train._changed()
