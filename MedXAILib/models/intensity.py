@@ -24,9 +24,11 @@ class Frozen:
 
     def apply(self, values: np.ndarray, out: np.ndarray) -> None:
         """Write the network units of ``values`` into ``out`` (float32, same shape); rounded once, from float64."""
-        for part, result in zip(
-            values, out
-        ):  # a slab at a time: the float64 copy of a whole volume would cost 8 bytes a voxel
+        rows = max(
+            1, 2**20 // max(1, values[0].size)
+        )  # slabs: the float64 copy of a whole volume would cost 8 bytes a voxel
+        for start in range(0, len(values), rows):
+            part, result = values[start : start + rows], out[start : start + rows]
             wide = np.multiply(part, self.scale, dtype=np.float64)
             wide += self.offset
             if self.low is not None or self.high is not None:

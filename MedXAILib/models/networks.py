@@ -231,6 +231,8 @@ class StridedCNN(nn.Module):
             channels, edge = count, -(-edge // stride)
         self.features = nn.Sequential(*parts)
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(channels * edge**spatial_dims, out_channels))
+        # A processor is faster at convolutions of few channels when these come last.
+        self.features.to(memory_format=torch.channels_last if spatial_dims == 2 else torch.channels_last_3d)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
