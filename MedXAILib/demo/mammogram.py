@@ -164,7 +164,9 @@ def write_mammograms(folder, seeds, shape=SHAPE):
 
     seeds = list(dict.fromkeys(seeds))
     if not seeds or min(seeds) < 0:
-        raise MedXAIError("There is no seed to make a phantom of; give --seeds FIRST LAST, FIRST at least 0 and below LAST.")
+        raise MedXAIError(
+            "There is no seed to make a phantom of; give --seeds FIRST LAST, FIRST at least 0 and below LAST."
+        )
     if min(shape) < 16:
         raise MedXAIError(f"--size is {shape[0]} {shape[1]}; a phantom has 16 pixels along each axis at least.")
     rows = {name: [] for name in ("image", "label", "patient_id", "split")}

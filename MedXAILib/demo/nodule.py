@@ -404,7 +404,9 @@ def write_nodules(folder, seeds):
 
     seeds = list(dict.fromkeys(seeds))
     if not seeds or min(seeds) < 0:
-        raise MedXAIError("There is no seed to make a phantom of; give --seeds FIRST LAST, FIRST at least 0 and below LAST.")
+        raise MedXAIError(
+            "There is no seed to make a phantom of; give --seeds FIRST LAST, FIRST at least 0 and below LAST."
+        )
     columns = ("image", "label", "patient_id", "split", "mask", "cause")
     tables = {name: {column: [] for column in columns} for name in ("labels", "pairs")}
     with new_folder(folder) as place:
