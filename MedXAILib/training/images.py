@@ -196,7 +196,7 @@ def _from_table(folder, table, settings, wanted_side, all_rows):
         if all_rows and not settings.where
         else []
     )
-    if len(chosen) < rows_there:
+    if not settings.split_column and len(chosen) < rows_there:
         notes.append(f"Of {rows_there} rows of {table.name} the {len(chosen)} with {split}={wanted_side} were taken.")
     return sorted(listed.values()), skipped, notes
 

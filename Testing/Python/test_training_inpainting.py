@@ -381,7 +381,7 @@ def test_a_table_selects_rows(tmp_path):
     assert found.skipped == {"missing.png": "there is no such file"} and not found.notes
     assert {one.group for one in found.images} == {f"p{n}" for n in range(5)}
     everything = run(healthy_images(folder, InpainterSettings()))
-    assert len(everything.images) == 24 and "--where" in everything.notes[0]
+    assert len(everything.images) == 20 and "--where" in everything.notes[0] and "split=train" in everything.notes[1]
 
 
 def refused(words, folder, **options):
@@ -404,7 +404,7 @@ def test_refusals(tmp_path):
     refused("different sizes (00.png: 32 × 32, other.png: 32 × 40); bring them to one with --size", folder)
     refused("--levels is 8", write_images(tmp_path / "some"), levels=8)
     refused("There is no folder", tmp_path / "none", dims=3)
-    refused("a 3-D inpainter takes volumes", tmp_path / "some", dims=3)
+    refused("an inpainter in 3-D takes volumes", tmp_path / "some", dims=3)
     colour = np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(colour, isVector=True), str(folder / "colour.png"))
     refused("1 of the images are colour pictures (the first: colour.png)", folder)
