@@ -216,10 +216,11 @@ def _train_inpainter(options) -> int:
 
 def _train_cycle(options) -> int:
     from .models import load
-    from .training.cycles import beside, epochs_kept, train_cycle
+    from .package import explainer_beside
+    from .training.cycles import epochs_kept, train_cycle
 
     wanted = _on_device(settings.CycleTrainingSettings(**given(options, settings.CycleTrainingSettings)))
-    output = options.output or beside(options.model)
+    output = options.output or explainer_beside(options.model)
     progress = Progress(options.json)
     model = load(options.model, wanted.device, trusted(options, options.model))
     try:

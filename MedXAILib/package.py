@@ -202,6 +202,12 @@ class Package:
         return write_package(folder, fields, self.weights_path if weights is None else weights)
 
 
+def explainer_beside(model_folder) -> Path:
+    """Where the explainer of a model goes when nobody says where: ``NAME-cycle`` beside its folder."""
+    path = Path(model_folder).absolute()
+    return path.with_name(f"{path.name}-cycle")
+
+
 def sha256(path) -> str:
     """SHA-256 of a file in hexadecimal, read in pieces."""
     digest = hashlib.sha256()

@@ -540,6 +540,10 @@ class CycleTrainingSettings(Settings):
         check_where(self.where)
 
 
+#: The worker's name of the training of an explainer, and what it keeps beside its output (`files.partial_of`) while it is not complete: finished epochs, and pictures.
+TRAIN_CYCLE, CYCLE_LOG, CYCLE_PICTURE = "train-cycle", "epochs.jsonl", "samples.png"
+
+
 @dataclass(frozen=True)
 class CycleJobSettings(CycleTrainingSettings):
     """`CycleTrainingSettings` with what the command takes as arguments: the job ``train-cycle`` of the worker."""

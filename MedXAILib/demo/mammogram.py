@@ -12,7 +12,7 @@ from ..errors import MedXAIError
 from ..explanation import Step
 from ..files import new_folder, write_csv
 from ..volume import Volume
-from .phantom import HELD_OUT
+from .phantom import HELD_OUT, checked_seeds
 
 HEIGHT = 172.0  # mm that an image is high
 SHAPE = (128, 128)  # rows, columns
@@ -162,11 +162,7 @@ def write_mammograms(folder, seeds, shape=SHAPE):
     """
     from .. import io
 
-    seeds = list(dict.fromkeys(seeds))
-    if not seeds or min(seeds) < 0:
-        raise MedXAIError(
-            "There is no seed to make a phantom of; give --seeds FIRST LAST, FIRST at least 0 and below LAST."
-        )
+    seeds = checked_seeds(seeds)
     if min(shape) < 16:
         raise MedXAIError(f"--size is {shape[0]} {shape[1]}; a phantom has 16 pixels along each axis at least.")
     rows = {name: [] for name in ("image", "label", "patient_id", "split")}

@@ -13,7 +13,7 @@ from ..errors import MedXAIError
 from ..explanation import Step
 from ..files import new_folder, write_csv
 from ..volume import Volume
-from .phantom import HELD_OUT
+from .phantom import HELD_OUT, checked_seeds
 
 EDGE, SIZE = 45.0, 64  # mm and pixels of a patch: Katzmann et al. 2021, section 3.1
 PIXEL = EDGE / SIZE  # mm
@@ -402,11 +402,7 @@ def write_nodules(folder, seeds):
     """
     from .. import io
 
-    seeds = list(dict.fromkeys(seeds))
-    if not seeds or min(seeds) < 0:
-        raise MedXAIError(
-            "There is no seed to make a phantom of; give --seeds FIRST LAST, FIRST at least 0 and below LAST."
-        )
+    seeds = checked_seeds(seeds)
     columns = ("image", "label", "patient_id", "split", "mask", "cause")
     tables = {name: {column: [] for column in columns} for name in ("labels", "pairs")}
     with new_folder(folder) as place:

@@ -379,3 +379,13 @@ def _acquire(canvas, rng):
     depth = 1 + 0.25 * np.exp(-((x / 70) ** 2 + (y / 50) ** 2))  # noisier in the middle of the body
     hu += noise / noise.std() * depth * rng.uniform(7, 10)
     return np.clip(np.rint(hu), -1024, 1500).astype(np.int16)
+
+
+def checked_seeds(seeds) -> list[int]:
+    """The seeds of phantoms to be written, each once; refused where there are none, or one is negative."""
+    seeds = list(dict.fromkeys(seeds))
+    if not seeds or min(seeds) < 0:
+        raise MedXAIError(
+            "There is no seed to make a phantom of; give --seeds FIRST LAST, FIRST at least 0 and below LAST."
+        )
+    return seeds

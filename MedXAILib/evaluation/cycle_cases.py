@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from .. import __version__, io
 from ..cases import LabelledImage, labelled_images
@@ -19,7 +20,7 @@ from ..methods.attributions import RIVALS, Attribution, require_captum
 from ..models import Prepared, prepare
 from ..models.explainer import pair_of
 from ..models.geometry import fullest_slice, patch_at
-from ..models.ssim import dssim
+from ..models.ssim import cycle_errors
 from ..settings import CycleSettings
 from .classifier_table import auc, average_precision
 from .impact_cases import number
@@ -84,13 +85,12 @@ class Study:
         if background < 1:
             raise MedXAIError(f"DeepSHAP compares with at least one image, not with {background} (--background).")
         self.model, self.folder, self.settings, self.notes = model, Path(folder), settings, []
-        self.pair, self.explainer = pair_of(model, settings.explainer)
-        about, self.sign = self.pair.about, 1
-        self.positive, self.negative = about.positive, about.negative
-        if settings.label and settings.label != self.positive:
-            if settings.label != self.negative:
-                raise MedXAIError(f"The explainer was trained for '{self.positive}' against '{self.negative}', not for '{settings.label}'; choose one of both (--label).")  # fmt: skip
-            self.positive, self.negative, self.sign = self.negative, self.positive, -1
+        pair, self.explainer = pair_of(model, settings.explainer)
+        self.trained, self.pair = pair.sides, pair.towards(settings.label)
+        self.positive, self.negative = self.pair.labels
+        self.sign = (
+            -1 if self.pair.exchanged else 1
+        )  # of causes and rivals, which are told of the class it was trained with
         images, self.untried = labelled_images(self.folder)
         self.cases = self._cases(images)
         self.rivals = [name for name in rivals if self._there(name)]
@@ -112,7 +112,7 @@ class Study:
                 raise MedXAIError(f"'{self.folder}' has no image on the test side of its split; give some (column 'split' of labels.csv).")  # fmt: skip
         found = []
         for one in images:
-            if one.label == self.positive or one.label == self.negative or self.pair.sides.negative is None:
+            if one.label == self.positive or one.label == self.negative or None in self.trained:
                 found.append(one)
             else:
                 self.untried[one.name] = f"its class '{one.label}' is neither '{self.positive}' nor '{self.negative}'"
@@ -123,7 +123,7 @@ class Study:
     def true(self, image: LabelledImage) -> int:
         """1 where the image is of the positive class."""
         named = self.pair.about.positive  # "not LABEL" is every other class
-        return int((image.label == named) == (self.sign > 0)) if self.pair.sides.negative is None else int(image.label == self.positive)  # fmt: skip
+        return int((image.label == named) == (self.sign > 0)) if None in self.trained else int(image.label == self.positive)  # fmt: skip
 
     def _there(self, name) -> bool:
         if name == "deepshap":
@@ -191,20 +191,18 @@ class Study:
 
     def seen(self, image: LabelledImage):
         """Steps of looking at an image with everything that explains it; ends with a `Seen`."""
-        model, sign = self.model, self.sign
+        model = self.model
         prepared, cause = self.prepared(image)
         x, began = prepared.x, time.perf_counter()
         with model.frozen(), torch.no_grad():
-            up, down = self.pair.images(x)[::sign]
+            up, down = self.pair.images(x)
             ours = (up - down)[0].sum(0).cpu().numpy()
             seconds = time.perf_counter() - began  # what the device computes is there
             logits = model.logits(torch.cat([x, down, up]))
-            back = self.pair.back(*(up, down)[::sign])
-            apart = dssim(x, back, self.pair.about.data_range)
-            cycle_error = float(sum(0.5 * ((one - x).abs().mean() + d.mean()) for one, d in zip(back, apart))) / 2
+            cycle_error = float(np.mean(cycle_errors(x, self.pair.back(up, down), self.pair.about.data_range)))
         if not torch.isfinite(logits).all():
             raise MedXAIError(f"'{model.package.name}' or its explainer gives values that are not finite on '{image.name}'.")  # fmt: skip
-        sides = self.pair.sides if sign > 0 else self.pair.sides.exchanged
+        sides = self.pair.sides
         odds, predicted = sides.log_odds(model, logits), bool(sides.is_positive(logits[:1]))
         flipped = bool(sides.flipped(model, logits[:1], logits[2:], logits[1:2]))
         seen = Seen(prepared, up, down, tuple(odds.tolist()), predicted, flipped, cause, cycle_error)
@@ -219,7 +217,7 @@ class Study:
         background = self.background(x.shape[2:]) if name == "deepshap" else None
         began = time.perf_counter()
         try:
-            found = RIVALS[name](self.model, x, self.pair.sides.positive, background, self.pair.sides.negative, **box)
+            found = RIVALS[name](self.model, x, self.trained.positive, background, self.trained.negative, **box)
             if not bool(torch.isfinite(found.map).all()):
                 raise MedXAIError("its map is not finite")
         except MedXAIError as error:
@@ -237,23 +235,25 @@ class Study:
         cause = None if image.cause is None else io.read_volume(image.cause)
         if cause is not None and not cause.same_grid(volume):
             raise MedXAIError(f"Its cause '{image.cause.name}' does not lie on the grid of the image.")
-        slice, start, center = settings.slice, (0, 0, 0), None
+        slice, start, center, whole = settings.slice, (0, 0, 0), None, None
         patches = about.size is not None and about.fit != "resize"
         mask = None if image.mask is None else io.read_mask(image.mask, None).array > 0
         if mask is not None and (mask.shape != volume.shape or not mask.any()):
             raise MedXAIError(f"Its mask '{image.mask.name}' is empty or does not lie on the grid of the image.")
         if settings.center_ras is not None:
             center = volume.ras_to_index(settings.center_ras)
-        elif mask is not None and patches and not self._fits(volume):
-            largest = max(components(mask), key=np.count_nonzero)
-            center = [(int(a.min()) + int(a.max())) / 2 for a in np.nonzero(largest)]
+        elif mask is not None and patches:
+            whole = self._fitting(volume)
+            if whole is None:
+                largest = max(components(mask), key=np.count_nonzero)
+                center = [(int(a.min()) + int(a.max())) / 2 for a in np.nonzero(largest)]
         if center is not None and patches:
             prepared, start, _ = patch_at(model, [volume], slice, center)
         else:
             if not slice and about.spatial_dims == 2 and 1 not in volume.shape:
                 there = mask if mask is not None else None if cause is None else _caused(cause.array)
                 slice = "" if there is None else fullest_slice(model.package, volume, there)
-            prepared = prepare(model, [volume], slice)
+            prepared = whole or prepare(model, [volume], slice)
         if about.size is not None and tuple(prepared.shape) != tuple(about.size):
             raise MedXAIError("It is larger than the patch that the classifier looks at; give a mask (column 'mask' of labels.csv) or crop it.")  # fmt: skip
         if cause is None:
@@ -262,12 +262,13 @@ class Study:
         found = prepared.values_to_network(cause.array[box].astype(np.float32))
         return prepared, self.sign * found * prepared.intensity[0].scale
 
-    def _fits(self, volume) -> bool:
-        """Whether an image is no larger than the patch."""
+    def _fitting(self, volume) -> Prepared | None:
+        """The classifier's input of an image that is no larger than the patch; None of others."""
         try:
-            return tuple(prepare(self.model, [volume], self.settings.slice).shape) == self.model.package.input.size
+            prepared = prepare(self.model, [volume], self.settings.slice)
         except MedXAIError:
-            return False
+            return None
+        return prepared if tuple(prepared.shape) == self.model.package.input.size else None
 
     def example(self, image: LabelledImage):
         """Steps to a case as a picture: of a 3-D network the slice with most of the cause, or of R."""
@@ -308,7 +309,7 @@ def agreement(values: np.ndarray, cause: np.ndarray, valid=...) -> dict[str, flo
 
 def probability(odds) -> np.ndarray:
     """From log-odds."""
-    return 1 / (1 + np.exp(-np.clip(np.asarray(odds, float), -700, 700)))
+    return expit(np.asarray(odds, float))
 
 
 def _caused(cause) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..settings import CycleSettings
 from .classifier_table import classifier_figures, classifier_table
 from .cycle_cases import CAUSED, MEASURES, OURS, Example, Study, probability
 from .impact_cases import number
-from .statistics import RESAMPLES, estimate, holm, signed_rank
+from .statistics import RESAMPLES, estimate, holm, mean, signed_rank
 from .transfer import transfer, transfer_table
 
 EXAMPLES = 6  # cases, the first by name, that the page shows
@@ -81,7 +81,7 @@ def cycle_cohort(
     true, predicted, flipped = (np.array([row[name] for row in rows], float) for name in ("true", "predicted", "flipped"))  # fmt: skip
     figures, moved = classifier_figures(true, p[:, 0], predicted), transfer(*p.T, predicted, flipped)
     result.tables["classifier"], result.tables["transfer"] = classifier_table(figures), transfer_table(moved)
-    caused = any(number(row["methods"][OURS].get("auc")) == number(row["methods"][OURS].get("auc")) for row in rows)
+    caused = bool(np.isfinite(_column(rows, OURS, "auc")).any())
     result.tables["agreement"] = _methods(rows, methods)
     if caused:
         result.tables["tests"] = _tests(rows, methods)
@@ -96,7 +96,7 @@ def cycle_cohort(
     result.provenance = provenance(
         "cycle-cohort", settings, model, [], folder=str(study.folder), label=study.positive, negative=study.negative, explainer=study.explainer,
         cases=len(rows), skipped=skipped, resumed=resumed, rivals=methods[1:], background={"images": [one.name for one in study.drawn], "seed": 0},
-        target="z_positive − z_negative" if study.pair.sides.negative is not None else "z_positive", caused_from=CAUSED,
+        target="z_positive − z_negative" if None not in study.trained else "z_positive", caused_from=CAUSED,
         intervals=f"95 %, BCa bootstrap of cases, {RESAMPLES} resamples, seed 0; shares after Wilson",
         tests="paired t, two-sided, d_z = mean / SD of the differences; Wilcoxon signed-rank, two-sided, zeros after Pratt, Holm over all rows",
         seconds=round(time.perf_counter() - began, 3),
@@ -120,16 +120,16 @@ def _methods(rows, methods) -> Table:
         holds = _column(rows, method, "holds")
         error, seconds = _column(rows, method, "error"), _column(rows, method, "seconds")
         row |= {
-            "sums_hold": _median(holds, np.mean), "sum_error": _median(error), "seconds": _median(seconds),
+            "sums_hold": mean(holds), "sum_error": _median(error), "seconds": _median(seconds),
         }  # fmt: skip
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     return Table("Agreement with the cause", columns)
 
 
-def _median(values, of=np.median) -> float:
+def _median(values) -> float:
     values = values[np.isfinite(values)]
-    return float(of(values)) if len(values) else math.nan
+    return float(np.median(values)) if len(values) else math.nan
 
 
 def _tests(rows, methods) -> Table:

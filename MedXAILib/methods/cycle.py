@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.special import expit
 
 from ..errors import MedXAIError
 from ..explanation import Curve, Explanation, Layer, Patch, Step, Steps, Table
 from ..models import memory, prepare
 from ..models.explainer import pair_of
 from ..models.geometry import Prepared, parse_slice, patch_at, plane_axis
-from ..models.ssim import dssim
+from ..models.ssim import cycle_errors
 from ..models.tiling import windows
 from ..settings import CycleSettings
 from ..volume import Volume, mask_on_grid
@@ -66,7 +67,9 @@ def cycle(model, volumes: list[Volume], settings: CycleSettings, lesion: Volume 
     began = time.perf_counter()
     model.require_task("classification", "cycle")
     pair, record = pair_of(model, settings.explainer)
-    run = _Run(model, volumes, settings, lesion, pair)
+    if settings.label and None not in pair.sides:
+        model.label_index(settings.label)  # one that the classifier does not have is refused with the closest
+    run = _Run(model, volumes, settings, lesion, pair.towards(settings.label))
     with model.frozen():
         yield from run.look()
         result = run.result()
@@ -96,18 +99,9 @@ class _Run:
     def __init__(self, model, volumes, settings, lesion, pair):
         self.model, self.volumes, self.settings, self.pair = model, volumes, settings, pair
         self.volume, self.notes, self.center, self.patch = volumes[0], [], None, None
-        about, patched = pair.about, model.package.input.size is not None
-        self.labels, self.sign, self.sides = (about.positive, about.negative), 1, pair.sides
-        if settings.label and settings.label != about.positive:
-            if settings.label != about.negative:
-                if pair.sides.negative is not None:
-                    model.label_index(settings.label)
-                raise MedXAIError(
-                    f"The explainer was trained for '{about.positive}' against '{about.negative}', not for '{settings.label}'; choose one of both (--label)."
-                )
-            self.labels, self.sign, self.sides = self.labels[::-1], -1, pair.sides.exchanged
+        self.labels, self.sides = pair.labels, pair.sides
         self.views = self._views(lesion)
-        if patched and any(one.before or one.after for one in self.views[0].prepared.axes):
+        if model.package.input.size is not None and any(one.before or one.after for one in self.views[0].prepared.axes):
             self.notes.append("The image is smaller than the patch: what lies beyond its border was filled with its lowest value, which the classifier sees, and R at the border may come from that.")  # fmt: skip
         self._require_memory()
 
@@ -197,14 +191,11 @@ class _Run:
         for start in range(0, len(views), self.batch):
             some = views[start : start + self.batch]
             x = torch.cat([v.prepared.x[(..., *v.box)] for v in some])
-            up, down = self.pair.images(x)[:: self.sign]
+            up, down = self.pair.images(x)
             if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
                 raise MedXAIError(f"The explainer gives values that are not finite on '{self.volume.name}'; look at the volume's intensities.")  # fmt: skip
-            with torch.no_grad():
-                logits = model.logits(torch.cat([x, up, down]))
-            if not torch.isfinite(logits).all():
-                raise MedXAIError(f"'{model.package.name}' gives values that are not finite on '{self.volume.name}'; look at the volume's intensities and the 'intensity' in model.json.")  # fmt: skip
-            kept.append(logits.reshape(3, len(some), -1))
+            if single:
+                kept.append(self._asked(x, up, down))
             for n, view in enumerate(some):
                 sums, at = self.sums[id(view.prepared)], (..., *view.box)
                 weight = 1.0 if single else _weight(x.shape[2:], x.device)
@@ -215,20 +206,27 @@ class _Run:
                     sums[2][at] += weight
             if self.batch < len(views):
                 yield Step(0.9 * min(1, (start + len(some)) / len(views)), f"Image {start + len(some)} of {len(views)}", (), self._now)  # fmt: skip
+        for start in range(0, 0 if single else len(views), self.batch):  # of windows, what is shown: the blended images
+            some = views[start : start + self.batch]
+            x, up, down = (torch.cat([one[(..., *v.box)] for one, v in zip(whole, some)]) for whole in (
+                [v.prepared.x for v in some], *([self._change(v.prepared, n) for v in some] for n in (0, 1)),
+            ))  # fmt: skip
+            kept.append(self._asked(x, x + up, x + down))
         self.logits = torch.cat(kept, 1)
-        if not single:  # what is asked about is what is shown: the blended images
-            for start in range(0, len(views), self.batch):
-                some = views[start : start + self.batch]
-                images = [v.prepared.x[(..., *v.box)] + self._change(v.prepared, n)[(..., *v.box)] for n in (0, 1) for v in some]  # fmt: skip
-                with torch.no_grad():
-                    found = model.logits(torch.cat(images)).reshape(2, len(some), -1)
-                self.logits[1:, start : start + len(some)] = found
         self.odds = self.sides.log_odds(model, self.logits.flatten(0, 1)).reshape(3, -1)
         self.main = int(self.odds[0].argmax())
         view = views[self.main]
         self.x = view.prepared.x[(..., *view.box)]
         self.changes = [self._change(view.prepared, n)[(..., *view.box)] for n in (0, 1)]
         yield Step(0.95, "Checking")
+
+    def _asked(self, x, up, down):
+        """What the classifier answers to images, G⁺ and G⁻ of them; logits, shape (3, N, labels)."""
+        with torch.no_grad():
+            logits = self.model.logits(torch.cat([x, up, down]))
+        if not torch.isfinite(logits).all():
+            raise MedXAIError(f"'{self.model.package.name}' gives values that are not finite on '{self.volume.name}'; look at the volume's intensities and the 'intensity' in model.json.")  # fmt: skip
+        return logits.reshape(3, len(x), -1)
 
     def _change(self, prepared, which):
         """Δ⁺ (0) or Δ⁻ (1) of a prepared image, (1, C, *spatial)."""
@@ -352,7 +350,7 @@ class _Run:
         morph = np.array([known[t] for t in POSITIONS])
         result.curves["morph"] = Curve(
             f"From {self.labels[1]} to {self.labels[0]}", "position",
-            {"position": np.array(POSITIONS), "probability": 1 / (1 + np.exp(-np.clip(morph, -700, 700))), "log_odds": morph},
+            {"position": np.array(POSITIONS), "probability": expit(morph), "log_odds": morph},
             "G⁻ (−1), x (0), G⁺ (1)", f"Probability of {self.labels[0]}", shown=("probability",), limits=(0.0, 1.0),
         )  # fmt: skip
         checks, notes = result.self_checks, result.notes
@@ -426,12 +424,9 @@ class _Run:
         }  # fmt: skip
 
     def _cycled(self, x, up, down) -> dict:
-        made = [x + up, x + down]
-        back = self.pair.back(*made[:: self.sign])
-        apart = dssim(x, back, self.pair.about.data_range)
-        errors = [0.5 * float((one - x).abs().mean() + d.mean()) for one, d in zip(back, apart)]
+        error = max(cycle_errors(x, self.pair.back(x + up, x + down), self.pair.about.data_range))
         return {
-            "value": max(errors), "passed": max(errors) < 0.05,
+            "value": error, "passed": error < 0.05,
             "meaning": "½ (mean absolute difference + DSSIM) between the image and what comes back when it went through both generators (eq. 2), the larger of both "
             "orders; passed below 0.05.",
         }  # fmt: skip

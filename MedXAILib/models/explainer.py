@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -71,28 +72,58 @@ class Pair:
     ----------
     sides : Sides
         The positive and the negative class.
+    labels : (str, str)
+        Their names.
+    exchanged : bool
+        Whether they are the other way round than the explainer was trained.
     about : Explains
     filters : int
         Of the generators' first stage, at full resolution.
     """
 
     def __init__(self, model, classifier, about):
-        self._module, self.about = model.module, about
+        self._module, self.about, self.exchanged = model.module, about, False
+        self.labels = about.positive, about.negative
         self.filters = model.module.positive.encoder.stages[0][0].out_channels
         labels = classifier.labels
         self.sides = Sides(
             labels.index(about.positive), labels.index(about.negative) if about.negative in labels else None
         )
 
+    def towards(self, label: str) -> Pair:
+        """The pair with a class as the positive one; empty: the one it was trained with.
+
+        Raises
+        ------
+        MedXAIError
+            When it was trained for neither.
+        """
+        if label in ("", self.labels[0]):
+            return self
+        if label != self.labels[1]:
+            raise MedXAIError(
+                f"The explainer was trained for '{self.labels[0]}' against '{self.labels[1]}', not for '{label}'; choose one of both (--label)."
+            )
+        other = copy.copy(self)
+        other.sides, other.labels, other.exchanged = self.sides.exchanged, self.labels[::-1], not self.exchanged
+        return other
+
+    @property
+    def _generators(self):
+        both = self._module.positive, self._module.negative
+        return both[::-1] if self.exchanged else both
+
     def images(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """G⁺(x) and G⁻(x), one pass of each generator; (N, C, *spatial) in the classifier's network units, never clamped."""
+        positive, negative = self._generators
         with torch.no_grad():
-            return self._module.positive(x), self._module.negative(x)
+            return positive(x), negative(x)
 
-    def back(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    def back(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         """G⁻ of G⁺(x), and G⁺ of G⁻(x): for ideal generators x, both."""
+        positive, negative = self._generators
         with torch.no_grad():
-            return self._module.negative(positive), self._module.positive(negative)
+            return negative(up), positive(down)
 
 
 def pair_of(classifier, folder) -> tuple[Pair, dict]:

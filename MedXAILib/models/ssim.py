@@ -63,6 +63,11 @@ def dssim(x: Tensor, others: Sequence[Tensor], data_range: float, kind: str = "s
     return [1 - one / 2 if kind == "paper" else (1 - one) / 2 for one in totals]
 
 
+def cycle_errors(x: Tensor, back: Sequence[Tensor], data_range: float) -> list[float]:
+    """½ (mean absolute difference + DSSIM) of an image and what comes back through both generators, for each order (Katzmann et al. 2021, eq. 2)."""
+    return [0.5 * float((one - x).abs().mean() + d.mean()) for one, d in zip(back, dssim(x, back, data_range))]
+
+
 def _blurred(x: Tensor) -> Tensor:
     """Gaussian mean over the last axes, all but the first three, where the window lies inside."""
     for axis in range(3, x.ndim):

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import partial_of
+from ..package import explainer_beside
+from ..settings import CYCLE_LOG, CYCLE_PICTURE, TRAIN_CYCLE
 from ..worker.jobs import RunRequest
 from .application import tr as _
 
-LOG, PICTURE = "epochs.jsonl", "samples.png"
 #: Columns of the chart, with what they are called.
 SHOWN = {
     "probability_positive": "G⁺(x)", "probability": "x", "probability_negative": "G⁻(x)", "flip_rate": "flip rate", "cycle_error": "cycle error",
@@ -65,8 +66,8 @@ class TrainingRun:
     def picture(self) -> Path | None:
         """The pictures of the last finished epoch; None where there are none."""
         for folder in (partial_of(self.output), Path(self.output)) if self.output else ():
-            if (folder / PICTURE).is_file():
-                return folder / PICTURE
+            if (folder / CYCLE_PICTURE).is_file():
+                return folder / CYCLE_PICTURE
         return None
 
     def look(self, output: str):
@@ -87,7 +88,7 @@ class TrainingRun:
             When the worker cannot be started.
         """
         self._classifier = classifier
-        self._request = RunRequest("train-cycle", str(classifier.folder), [], settings, [], trusted, "cycle training")
+        self._request = RunRequest(TRAIN_CYCLE, str(classifier.folder), [], settings, [], trusted, "cycle training")
         self.output = settings["output"]
         self._begin(finish)
 
@@ -197,7 +198,7 @@ class TrainingRun:
 def rowsOf(output: str) -> dict[int, dict]:
     """The finished epochs that are kept for an output folder: epoch to values; a torn last line is left out."""
     try:
-        lines = (partial_of(output) / LOG).read_text("utf-8").splitlines()[1:] if output else []
+        lines = (partial_of(output) / CYCLE_LOG).read_text("utf-8").splitlines()[1:] if output else []
     except (OSError, ValueError):
         return {}
     found = {}
@@ -216,10 +217,11 @@ def proposal(model, own: Path, sample: bool) -> Path:
     ``NAME-cycle`` beside the model folder; in the folder ``own`` where nothing can be written beside it, or where the model came with MedXAI and a new version
     would take it away. A number is added where that is taken.
     """
-    model = Path(model).absolute()
-    parent = own if sample or not os.access(model.parent, os.W_OK) else model.parent
-    n, folder = 1, parent / f"{model.name}-cycle"
+    first = explainer_beside(model)
+    if sample or not os.access(first.parent, os.W_OK):
+        first = own / first.name
+    n, folder = 1, first
     while folder.exists():
         n += 1
-        folder = parent / f"{model.name}-cycle-{n}"
+        folder = first.with_name(f"{first.name}-{n}")
     return folder

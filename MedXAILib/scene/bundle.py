@@ -110,7 +110,7 @@ def aim(host, node, point_ras=None) -> None:
     from . import read
 
     for logic in host.slices.values():
-        if not _straight(node):
+        if not straight(node):
             logic.RotateSliceToLowestVolumeAxes(False)
         logic.FitSliceToBackground()
         logic.SnapSliceOffsetToIJK()
@@ -118,7 +118,7 @@ def aim(host, node, point_ras=None) -> None:
             logic.GetSliceNode().JumpSliceByOffsetting(*read.world(node, point_ras))
 
 
-def _straight(node) -> bool:
+def straight(node) -> bool:
     """Whether the volume's axes are those of the world."""
     import vtk
 

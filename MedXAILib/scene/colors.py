@@ -90,7 +90,7 @@ def mask() -> np.ndarray:
 
 _TABLES = {
     "positive": ("MedXAI positive", positive, "0 = nothing; equal steps of value are equal steps of lightness"),
-    "signed": ("MedXAI signed", signed, "blue lowers, red raises, the middle is transparent"),
+    "signed": ("MedXAI signed", signed, "blue below 0, red above, the middle is transparent"),
     "mask": ("MedXAI mask", mask, "the mask of a sequence"),
 }
 OURS = {f"MedXAI{kind}" for kind in _TABLES}

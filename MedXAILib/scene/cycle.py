@@ -62,6 +62,11 @@ def looked_at(known: dict) -> str:
     return " × ".join(f"{mm:.3g}" for mm in size) + " mm" + (f", {known['slice']}" if known.get("slice") else "")
 
 
+def logistic(odds):
+    """A probability of its log-odds, numbers or arrays."""
+    return 1 / (1 + np.exp(-np.clip(odds, -700, 700)))
+
+
 def probability(value) -> str:
     """A probability with two digits, without calling what is not certain 0 or 1; ``–`` where it is not known."""
     if not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
@@ -180,7 +185,7 @@ class Cycle:
             rows = [[float(v) for v in row] for row in pick.rows(self.scene, self.run, CURVE, ("position", "log_odds"))]
             self._odds = np.array(sorted(rows)).T if rows else np.full((2, 1), np.nan)
         odds = float(np.interp(at, *self._odds))
-        return float(1 / (1 + np.exp(-np.clip(odds, -700, 700))))
+        return float(logistic(odds))
 
     # -- what is known -------------------------------------------------------------------------------------------------
 

@@ -187,13 +187,7 @@ def _key(figure, axes, column, pictures) -> None:
 
 def _bar_title(layer: Layer, name: str, low: float, high: float) -> str:
     title = layer.title or name
-    title += (
-        " · blue darker, red brighter"
-        if layer.kind == "signed" and layer.title.startswith(("R =", "Δ"))
-        else " · blue lowers, red raises"
-        if layer.kind == "signed"
-        else ""
-    )
+    title += " · blue below 0, red above" if layer.kind == "signed" else ""
     least, most = float(np.nanmin(layer.volume.array)), float(np.nanmax(layer.volume.array))
     if most > high + 0.01 * (high - low) or least < low - 0.01 * (high - low):
         title += f" · extremes {_short(least)} to {_short(most)}"

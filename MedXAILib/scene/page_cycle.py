@@ -82,7 +82,7 @@ def _curve(figure, explanation: Explanation, left: float, y: float) -> float:
     x, p = (np.asarray(curve.columns[name], float) for name in ("position", "probability"))
     odds = np.asarray(curve.columns["log_odds"], float)
     fine = np.linspace(x.min(), x.max(), 201)
-    between = 1 / (1 + np.exp(-np.clip(np.interp(fine, x, odds), -700, 700)))
+    between = cycle.logistic(np.interp(fine, x, odds))
     axes.plot(fine, between, color=colors.LINES[0], linewidth=1.9)
     axes.plot(x, p, "o", color=colors.LINES[0], markersize=4.5)
     axes.axhline(0.5, color="#8a95a2", linewidth=0.9, linestyle="--")

@@ -64,7 +64,7 @@ class Column:
 def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequence[Volume], size: int = 560) -> dict:
     """Every picture of the page: rows are planes, columns the input, image maps and overlays."""
     from . import cycle, impact, layers, views
-    from .bundle import _straight, build
+    from .bundle import build, straight
     from .filters import of as filters_of
     from .host import HeadlessHost
 
@@ -95,7 +95,7 @@ def _pictures(explanation: Explanation, volumes: list[Volume], segments: Sequenc
         rows = []
         for plane in planes:
             at = _centred(volume, plane, point) if whole else point
-            view.look(plane, run.inputs[0], at, field, not _straight(run.inputs[0]))
+            view.look(plane, run.inputs[0], at, field, not straight(run.inputs[0]))
             row = []
             for name in (column.layer for column in columns):
                 image = name is None or explanation.maps[name].kind == "image"
@@ -215,21 +215,15 @@ def _as_either_class(explanation: Explanation, segments: Sequence[Volume], run):
 
 def _overview(view, plane: str, volume_node, volume: Volume, point, masks: dict):
     """The whole slice, small, and where the patch lies in it (None without one); the view looks elsewhere afterwards."""
+    from .bundle import straight
+
     if "patch" not in masks:
         return None
-    view.look(
-        plane, volume_node, _centred(volume, plane, point), 1.02 * _widest(volume), not _straight_node(volume_node)
-    )
+    view.look(plane, volume_node, _centred(volume, plane, point), 1.02 * _widest(volume), not straight(volume_node))
     view.show(volume_node)
     picture = view.picture()
     view.show(masks["patch"])
     return picture, view.picture()[..., 0] > 127
-
-
-def _straight_node(node) -> bool:
-    from .bundle import _straight
-
-    return _straight(node)
 
 
 def _mask_node(scene, mask: Volume):

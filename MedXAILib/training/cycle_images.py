@@ -69,14 +69,16 @@ def patches_of(
     """
     prepared = yield from part(_prepared(model, images), 0.0, 0.5)
     shape = _shape(model, prepared, settings)
-    large = [one for one in prepared if all(n >= s for n, s in zip(one.x.shape[1:], shape))]
+    large = []
+    for one in prepared:
+        if all(n >= s for n, s in zip(one.x.shape[1:], shape)):
+            large.append(one)
+        else:
+            images.skipped[one.name] = f"it is smaller than the patch of {_by(shape)} voxels"
     if not large:
         most = _by(max(tuple(one.x.shape[1:]) for one in prepared))
         advice = "larger images" if model.package.input.size else "a smaller one (--patch) or larger images"
         raise MedXAIError(f"The patch of {_by(shape)} voxels is larger than every image (the largest: {most}); give {advice}.")  # fmt: skip
-    for one in prepared:
-        if one not in large:
-            images.skipped[one.name] = f"it is smaller than the patch of {_by(shape)} voxels"
     used = yield from part(_answered(model, sides, names, large, shape, images), 0.5, 1.0)
     require_enough(used, images.skipped, KIND)
     back = kept_back(used, settings)
@@ -97,15 +99,13 @@ class _Prepared(SimpleNamespace):
 def _prepared(model, images: Images):
     """Every image as the classifier gets it; a generator of steps. Windows are filled up with padding by the classifier's rule, which is no image to learn from."""
     about, on_cpu = model.package.input, SimpleNamespace(package=model.package, device="cpu")
-    found, like, of = [], None, None
-    count, last = len(images.images), None
+    found, count, last, of = [], len(images.images), None, None  # the last image prepared, and of which volume
     while images.images:  # each volume is let go once its last slice is prepared
         one: Image = images.images.pop(0)
         if len(found) % 16 == 0:
             yield Step(1 - len(images.images) / count, "Preparing images")
-        like = like if of is one.volume else None
         try:
-            like = last = prepare(on_cpu, [one.volume], one.slice, like)
+            last = prepare(on_cpu, [one.volume], one.slice, last if of is one.volume else None)
             of = one.volume
         except MedXAIError as error:
             images.skipped[one.name] = error.message

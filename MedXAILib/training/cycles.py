@@ -20,14 +20,13 @@ from ..files import check_new_folder, plain, write_csv
 from ..methods.provenance import provenance
 from ..models.model import Model
 from ..models.sides import Sides
-from ..settings import CycleJobSettings, CycleTrainingSettings
+from ..settings import CYCLE_LOG, CYCLE_PICTURE, TRAIN_CYCLE, CycleJobSettings, CycleTrainingSettings
 from .cycle import BEST, JUDGED, LOSSES, STATE, best_weights, cut, train_pair
 from .cycle_images import KIND, patches_of
 from .cycle_pages import samples_page
 from .images import read_images, snapshot
 from .saving import command_of, finished, lift, state_told, write_figures, write_trained
 
-EPOCHS = "epochs.jsonl"  # finished epochs, while the training is not complete
 IMAGES = "images.json"  # what the package is to say of the images, so that finishing needs none
 _FREE = (
     "device",
@@ -69,7 +68,7 @@ def train_cycle(
     """
     began = time.perf_counter()
     check_new_folder(folder)
-    if finish and not finished(folder, EPOCHS):
+    if finish and not finished(folder, CYCLE_LOG):
         raise MedXAIError(f"There is nothing to finish: no epoch of a training into '{folder}' is kept.")
     model.require_task("classification", "cycle")
     sides, names = sides_of(model, settings)
@@ -86,7 +85,7 @@ def train_cycle(
         columns, figures = _packed(model, names, partial, settings, command, about, told)
     folder = Path(folder)  # it has its name now; what it was trained from is not needed any more
     shutil.rmtree(folder / ".state")
-    for name in (EPOCHS, IMAGES):
+    for name in (CYCLE_LOG, IMAGES):
         (folder / name).unlink()
     return _told(model, settings, names, folder, columns, figures, began)
 
@@ -101,13 +100,7 @@ def training_job(model: Model, settings: CycleJobSettings) -> Steps:
 
 def epochs_kept(folder) -> int:
     """Finished epochs of a training that was stopped before ``folder`` was complete."""
-    return finished(folder, EPOCHS)
-
-
-def beside(model_folder) -> Path:
-    """Where an explainer goes when nobody says where: ``NAME-cycle`` beside the model folder."""
-    path = Path(model_folder).absolute()
-    return path.with_name(f"{path.name}-cycle")
+    return finished(folder, CYCLE_LOG)
 
 
 def named(settings):
@@ -148,7 +141,7 @@ def _trained(model, sides, names, source, partial, settings, about):
     images = yield from part(read_images(source, settings, package, package.input.spatial_dims, KIND), 0.0, 0.04)
     patches = yield from part(patches_of(model, sides, names, images, settings), 0.04, 0.08)
     about["images"] = images.fingerprint
-    log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings, images and classifier"))
+    log = Log(partial / CYCLE_LOG, about, ("finished epochs of another training", "settings, images and classifier"))
     rng = np.random.default_rng(0)
     some = [cut(one, patches.shape, rng) for one in patches.train]
     mean, sd = (np.percentile([float(how(one)) for one in some], (1, 99)).tolist() for how in (torch.mean, torch.std))
@@ -159,14 +152,14 @@ def _trained(model, sides, names, source, partial, settings, about):
         }
     )  # fmt: skip
     (partial / IMAGES).write_text(json.dumps(told, ensure_ascii=False), "utf-8")
-    sample = _Sampler(patches.held, patches.held_names, names, partial / "samples.png", told["notes"])
+    sample = _Sampler(patches.held, patches.held_names, names, partial / CYCLE_PICTURE, told["notes"])
     training = train_pair(
         model, sides, patches.train, patches.held, partial / ".state", settings, patches.data_range, log, patches.shape, sample
     )  # fmt: skip
     try:
         yield from part(training, 0.08, 0.98)
     finally:
-        if not (partial / EPOCHS).exists():  # nothing to go on with
+        if not (partial / CYCLE_LOG).exists():  # nothing to go on with
             (partial / IMAGES).unlink()
     if before != snapshot(source, settings):
         told["notes"].append(
@@ -182,13 +175,11 @@ def _packed(model, names, partial, settings, command, about, told) -> tuple[dict
         raise MedXAIError(f"There is nothing to finish: no weights are kept in '{partial}'.")
     weights, epoch = best_weights(state)
     last = max(epoch, state_told(state / STATE).get("epoch", 0))
-    log = Log(partial / EPOCHS, about, ("finished epochs of another training", "settings and classifier"))
+    log = Log(partial / CYCLE_LOG, about, ("finished epochs of another training", "settings and classifier"))
     rows = {row["epoch"]: row for row in log.rows if row["epoch"] <= last}
     rows = [rows[number] for number in sorted(rows)]
     best = next(row for row in rows if row["epoch"] == epoch)
-    if (rows[-1]["epoch"] < settings.epochs and not settings.patience) or last - epoch < min(
-        settings.patience, settings.epochs - epoch
-    ):
+    if last < settings.epochs and not 0 < settings.patience <= last - epoch:
         told["notes"].append(f"The training was ended after {last} of {settings.epochs} epochs at most.")
     if best["flip_rate"] < 0.5:
         told["notes"].append(
@@ -277,7 +268,7 @@ class _Sampler:
 
 def _told(model, settings, names, folder, columns, figures, began) -> Explanation:
     best = figures["best_epoch"]
-    result = Explanation("train-cycle", "Training of a cycle explainer", notes=list(figures["notes"]))
+    result = Explanation(TRAIN_CYCLE, "Training of a cycle explainer", notes=list(figures["notes"]))
     epochs = np.array(columns["epoch"], float)
     for curve, title, kinds, value, limits in (
         ("training", "Losses of the training", LOSSES, "Loss", None),
@@ -293,7 +284,7 @@ def _told(model, settings, names, folder, columns, figures, began) -> Explanatio
         "meaning": f"By how much G⁺ raises and G⁻ lowers the mean probability of '{names[0]}' on the images kept back, the smaller of both; passed above 0.05.",
     }  # fmt: skip
     result.provenance = provenance(
-        "train-cycle", named(settings), model, [], folder=str(Path(folder).absolute()), label=names[0], negative=names[1], skipped=figures["images"]["skipped"],
+        TRAIN_CYCLE, named(settings), model, [], folder=str(Path(folder).absolute()), label=names[0], negative=names[1], skipped=figures["images"]["skipped"],
         seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
     return result

@@ -16,14 +16,11 @@ from collections import deque
 from pathlib import Path
 
 from ..errors import MedXAIError, nearest
-from ..settings import METHODS, CycleJobSettings
+from ..settings import METHODS, TRAIN_CYCLE, CycleJobSettings
 from . import protocol, wire
 from .cache import Cache
 from .failures import explain_failure, main_memory
 from .reporting import Reporter
-
-#: The training of a cycle explainer: a job without volumes, which reads its images itself.
-TRAIN_CYCLE = "train-cycle"
 
 
 class Engine:

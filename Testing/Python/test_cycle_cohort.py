@@ -24,6 +24,7 @@ from MedXAILib.evaluation.cycle_page import cycle_picture
 from MedXAILib.evaluation.statistics import holm, signed_rank
 from MedXAILib.evaluation.transfer import transfer
 from MedXAILib.explanation import run
+from MedXAILib.models.explainer import Pair
 from MedXAILib.models.sides import Sides
 from MedXAILib.models.ssim import dssim
 from MedXAILib.package import write_package
@@ -60,13 +61,21 @@ class Plane(nn.Module):
         return self.linear(x.flatten(1))
 
 
+class Planted(Pair):
+    """G⁺ and G⁻ add and take away the same image; of what comes back G⁻(G⁺(x)) lies 0.125 above x."""
+
+    def __init__(self, positive: str, negative: str, at: int):
+        move = torch.tensor(MOVE, dtype=torch.float32)
+        self._module = SimpleNamespace(positive=lambda x: x + move, negative=lambda x: x - move)
+        self.about = SimpleNamespace(positive=positive, negative=negative, data_range=1.0)
+        self.sides, self.labels, self.exchanged = Sides(at, 1 - at), (positive, negative), False
+
+    def back(self, up, down):
+        return (up + down) / 2 + 0.125, (up + down) / 2
+
+
 def generators(positive="mass", negative="healthy", at=1):
-    move = torch.tensor(MOVE, dtype=torch.float32)
-    about = SimpleNamespace(positive=positive, negative=negative, data_range=1.0)
-    return SimpleNamespace(
-        about=about, sides=Sides(at, 1 - at), images=lambda x: (x + move, x - move),
-        back=lambda up, down: ((up + down) / 2 + 0.125, (up + down) / 2),  # x + 0.125, and x
-    )  # fmt: skip
+    return Planted(positive, negative, at)
 
 
 def image(n, label):
