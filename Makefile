@@ -19,9 +19,11 @@ env: .venv/ready
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[scene,test]"
-	@$(BIN)/python -m pip install -q --no-build-isolation "pyradiomics==3.0.1" || \
-	  echo "pyradiomics could not be built (it needs Python 3.11, a C compiler and Python's headers: apt-get install gcc python3-dev);" \
-	       "everything else works, feature curves stay empty and their tests are skipped."
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then \
+	  $(BIN)/python -m pip install -q --no-build-isolation "pyradiomics==3.0.1" || \
+	  echo "pyradiomics could not be built (it needs a C compiler and Python's headers: apt-get install gcc python3-dev);" \
+	       "everything works without it, and the tests that compare features with it are skipped."; \
+	else echo "pyradiomics does not install on Python 3.12; the tests that compare features with it are skipped."; fi
 	@touch $@
 
 test: env

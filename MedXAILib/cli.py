@@ -22,6 +22,7 @@ from .cli_parts import (
     tell,
     trusted,
 )
+from .cli_reproduce import reproduce_parser
 from .cli_train import train_parser
 from .errors import MedXAIError, nearest
 
@@ -76,6 +77,7 @@ def _parser():
     _models_parser(commands)
     _features_parser(commands)
     train_parser(commands)
+    reproduce_parser(commands)
     about = "write phantoms of two classes with what tells them apart: mammograms with and without masses, or smooth and spiculated nodules of the lung"
     phantoms = commands.add_parser("phantoms", help=about, description=about)
     phantoms.add_argument("--kind", choices=("mammogram", "nodule"), default="mammogram", help="[mammogram]")
@@ -173,11 +175,16 @@ def _features_parser(commands):
     reference.add_argument("--segment", help="name, or label value, of the segment in the masks")
     reference.add_argument("--features", default="paper", help="names, classes, 'paper' or 'all' [paper]")
     reference.add_argument("--bin-width", default="25", help="grey-level bin width in units of the volume [25]")
+    reference.add_argument(
+        "--bin-count", default=0, metavar="N", help="in place of the width: so many bins in each mask [0: the width]"
+    )
     for one in settings.about(settings.DreamSettings):
-        if one.name in ("line_angle", "line_length"):  # as the runs that it is to normalise
-            reference.add_argument(
-                one.option, default=one.default, help=f"{one.help} [{one.default}]", metavar=METAVARS[one.kind]
-            )
+        if one.name in ("engine", "line_angle", "line_length"):  # as the runs that it is to normalise
+            metavar = "|".join(one.choices) or METAVARS[one.kind]
+            reference.add_argument(one.option, default=one.default, help=f"{one.help} [{one.default}]", metavar=metavar)
+    reference.add_argument(
+        "--jobs", type=int, metavar="N", help="cases at once [one for each processor core, at most 4]"
+    )
     reference.add_argument("--output", type=Path, required=True, help="a new JSON file")
     reference.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     reference.set_defaults(call=_reference, parser=reference)
@@ -334,6 +341,7 @@ def _describe(options) -> int:
 
 def _reference(options) -> int:
     from .features import reference
+    from .resume import resumable_file
 
     if options.output.exists():
         raise MedXAIError(f"'{options.output}' exists already; choose a new name or remove it.")
@@ -343,11 +351,26 @@ def _reference(options) -> int:
     chosen = {
         one.name: one.check(getattr(options, one.name))
         for one in settings.about(settings.DreamSettings)
-        if one.name in ("bin_width", "line_angle", "line_length")
+        if one.name in ("engine", "bin_width", "bin_count", "line_angle", "line_length")
     }
-    progress = Progress(options.json)
-    found = progress.drive(reference(options.folder, names, segment=options.segment, **chosen))
-    found.write(options.output)
+    progress, kept = Progress(options.json), 0
+    try:
+        with resumable_file(options.output) as partial:
+            log = partial / "cases.jsonl"
+            try:
+                steps = reference(options.folder, names, segment=options.segment, jobs=options.jobs, log=log, **chosen)
+                found = progress.drive(steps)
+                found.write(options.output)
+            finally:
+                kept = len(log.read_bytes().splitlines()) - 1 if log.exists() else 0
+    except KeyboardInterrupt:
+        if not kept:
+            raise
+        print(
+            f"medxai: cancelled; {kept} finished cases are kept in '{partial}', and the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return CANCELLED
     progress.end()
     for case, reason in found.skipped.items():
         print(f"  skipped {case}: {reason}", file=sys.stderr)

@@ -232,9 +232,22 @@ class DreamSettings(Settings):
         "Feature curves: names such as firstorder_Mean, classes such as glcm, 'paper' (the paper's figures), 'all' or 'none'.",
     )
     reference: str = setting("", "Reference distribution (a JSON file made by 'medxai features reference').")
+    engine: str = setting(
+        "auto", "What computes the features: MedXAI's own engine (builtin), which auto takes, or pyradiomics 3.0.1, where it is installed.",
+        choices=("auto", "builtin", "pyradiomics"), advanced=True, title="Feature engine",
+    )  # fmt: skip
     bin_width: float = setting(
         25.0, "Width of the grey-level bins of texture features, in units of the volume.", low=1e-9, high=1e9, decimals=3,
         increment=1.0, advanced=True,
+    )  # fmt: skip
+    bin_count: int = setting(
+        0, "In place of their width: so many bins between the least and the greatest intensity in the mask, at every step anew; 0: the width.",
+        low=0, high=1000, advanced=True,
+    )  # fmt: skip
+    sensitivity: tuple[str, ...] = setting(
+        (), "Features whose gradient is followed: how much of each step's change is this feature (one more backward pass per feature and step);"
+        " first-order features, soft_volume, and GLCM features with soft bins.",
+        advanced=True,
     )  # fmt: skip
     line_angle: float = setting(
         135.0, "Angle of the line segment of the characteristic feature, counter-clockwise from the row direction.", low=0,

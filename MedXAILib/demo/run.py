@@ -58,9 +58,7 @@ def demo(folder, steps: int | None = None, as_json: bool = False, scene: bool = 
         say(0.0, f"Making a phantom abdomen without lesions (seed {PATIENT}).")
         write_patient(folder / "inputs")
         say(0.0, f"Measuring the lesions of {len(REFERENCE)} other phantoms (seeds {REFERENCE[0]} to {REFERENCE[-1]}).")
-        told = write_reference(folder / "inputs" / "reference.json")
-        if told:
-            say(0.0, told)
+        write_reference(folder / "inputs" / "reference.json")
         arguments = command(folder)
         if steps is not None:
             arguments += ["--steps", str(steps)]
@@ -86,9 +84,7 @@ def command(folder: Path) -> list[str]:
     inputs = folder / "inputs"
     result = ["dream", "--model", _short(resources.path(MODEL)), "--volume", str(inputs / "volume.nrrd")]
     result += ["--segmentation", str(inputs / "segmentation.seg.nrrd"), "--segment", "liver", *SETTINGS]
-    if (inputs / "reference.json").exists():
-        result += ["--reference", str(inputs / "reference.json")]
-    return [*result, "--output", str(folder / "dream")]
+    return [*result, "--reference", str(inputs / "reference.json"), "--output", str(folder / "dream")]
 
 
 def write_patient(folder: Path) -> None:
@@ -107,15 +103,11 @@ def write_patient(folder: Path) -> None:
     formats.write_nrrd(folder / "segmentation.seg.nrrd", liver.array, io.lps(liver.ijk_to_ras), keys=keys)
 
 
-def write_reference(path: Path) -> str:
-    """The reference distribution of the phantom's lesions; where features cannot be computed the reason, and no file."""
-    from ..features import Reference, available
+def write_reference(path: Path) -> None:
+    """The reference distribution of the phantom's lesions."""
+    from ..features import Reference
 
-    there, sentence = available()
-    if not there:
-        return sentence
     Reference.from_cases(reference_cases()).write(path)
-    return ""
 
 
 def reference_cases(seeds=REFERENCE) -> Iterator[tuple[str, Volume, Volume]]:

@@ -16,9 +16,9 @@ from ..explanation import Curve, Explanation, Point, Step, Steps, Table
 from ..methods.ability import ability
 from ..methods.provenance import provenance
 from ..package import sha256
+from ..resume import Log, each_case, none_used
 from ..settings import AbilitySettings
 from . import vog
-from .resume import Log, each_case, none_used
 from .statistics import RESAMPLES, coverage, estimate, mean, pearson, percentiles, sd, spearman
 
 _SCORES = ("mean_sa", "separableness", "gain", "output_voxels", "reference_voxels")

@@ -21,11 +21,11 @@ from ..models import Prepared, prepare
 from ..models.explainer import pair_of
 from ..models.geometry import fullest_slice, patch_at
 from ..models.ssim import cycle_errors
+from ..resume import Log, each_case, none_used
 from ..settings import CycleSettings
 from .classifier_table import auc, average_precision
 from .impact_cases import number
 from .localisation import components
-from .resume import Log, each_case, none_used
 from .statistics import pearson
 
 OURS = "R"

@@ -18,10 +18,10 @@ from ..methods.ability import annotation
 from ..models import Prepared, prepare
 from ..models.geometry import fullest_slice
 from ..package import Package
+from ..resume import Log, each_case, none_used
 from ..settings import CounterfactualSettings
 from ..volume import Volume
 from .localisation import area_ratio, dice, distance, hausdorff, hit
-from .resume import Log, each_case, none_used
 
 EMPTY = "An empty region has no D, H, A or O: it is left out of their means and pairs and counted; it has Dice 0 and is no hit."
 

@@ -69,8 +69,16 @@ def counterpart(name: str) -> str:
 
 
 def without_line(names) -> list[str]:
-    """Those of the full names that need pyradiomics and a mask: all but ``line_texture``."""
+    """Those of the full names that need a mask: all but ``line_texture``."""
     return [name for name in names if name != LINE]
+
+
+def grouped(names) -> dict[str, list[str]]:
+    """Class -> the features of it among the full names, without the class."""
+    found: dict[str, list[str]] = {}
+    for group, _, feature in (name.partition("_") for name in names):
+        found.setdefault(group, []).append(feature)
+    return found
 
 
 def resolve(names, ndim: int, notes: list[str] | None = None) -> list[str]:

@@ -1,31 +1,28 @@
-"""Radiomic features of one (image, mask), cropped to the mask's box and computed by pyradiomics' feature classes directly.
+"""Radiomic features of (image, mask), cropped to the mask's box and computed by the built-in engine or by pyradiomics.
 
-The values are those of ``RadiomicsFeatureExtractor.execute`` with the same settings: it crops to the same box, but first copies
-and measures the whole image. What is saved here: the image is binned once for all classes, only the features asked for are
-computed, and coefficients of the co-occurrence matrix that no such feature reads are not made.
+Names, definitions and values are those of pyradiomics 3.0.1 with its default settings.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
-import logging
-import sys
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import MedXAIError
+from ..errors import MedXAIError, nearest
 from ..volume import Volume, mask_on_grid
-from .names import LINE, resolve, without_line
+from .names import LINE, grouped, resolve, without_line
+from .peer import available
 
-#: More grey levels than this, and texture features are NaN: their cost grows with the square to the cube of the levels.
+#: More grey levels than this, and texture features are NaN: their cost grows with the square of the levels.
 MAX_BINS = 1000
 
+ENGINES = ("auto", "builtin", "pyradiomics")
 _TEXTURE = ("glcm", "gldm", "glrlm", "glszm", "ngtdm")
 _BINNED = ("firstorder_Entropy", "firstorder_Uniformity")
+_VOXELS = 1 << 22  # of boxes that are laid out together
+_PAIRS = 1 << 24  # entries of co-occurrence matrices that are held at once
 
 
 class Values(dict):
@@ -36,20 +33,21 @@ class Values(dict):
         self.notes: tuple[str, ...] = tuple(notes)
 
 
-def available() -> tuple[bool, str]:
-    """Whether pyradiomics is there; if not, also one sentence that says how to get it."""
-    try:
-        _classes()
-    except ImportError as reason:
-        if sys.version_info < (3, 12):
-            how = (
-                "install it with 'pip install --no-build-isolation pyradiomics==3.0.1', which needs numpy and a C compiler"
-                " (Python 3.11; in 3D Slicer the SlicerRadiomics extension brings it)"
-            )
-        else:
-            how = "in 3D Slicer install the SlicerRadiomics extension; elsewhere use Python 3.11, as no release of it installs on 3.12"
-        return False, f"Radiomic features need pyradiomics, which cannot be imported ({reason}): {how}."
-    return True, ""
+def engine_of(choice: str) -> str:
+    """The engine that a choice of `ENGINES` means: 'builtin' or 'pyradiomics'.
+
+    Raises
+    ------
+    MedXAIError
+        For another word, and with ``kind="missing"`` when pyradiomics is chosen and not there.
+    """
+    if choice not in ENGINES:
+        raise MedXAIError(f"There is no feature engine '{choice}'{nearest(choice, ENGINES)}; use {', '.join(ENGINES)}.")
+    if choice == "pyradiomics":
+        there, told = available()
+        if not there:
+            raise MedXAIError(told, kind="missing")
+    return "pyradiomics" if choice == "pyradiomics" else "builtin"
 
 
 def compute(
@@ -58,10 +56,13 @@ def compute(
     names,
     *,
     bin_width: float = 25.0,
+    bin_count: int = 0,
     line_angle: float = 135.0,
     line_length: int = 9,
     ndim: int | None = None,
     max_bins: int = MAX_BINS,
+    engine: str = "auto",
+    device: str = "cpu",
 ) -> Values:
     """Features of the voxels of ``image`` where ``mask`` is not zero.
 
@@ -75,12 +76,18 @@ def compute(
         As `resolve` takes them.
     bin_width : float
         Width of the grey-level bins of texture features, entropy and uniformity, in units of the image.
+    bin_count : int
+        Above 0: so many bins between the least and the greatest intensity in the mask, whatever the width.
     line_angle, line_length
         Of ``line_texture``, which is of the whole image, whatever the mask.
     ndim : int, optional
         2 or 3; by default 2 where the image has one slice along some axis.
     max_bins : int
         Where the masked intensities span more bins than this, texture features are NaN, and a note begins with ``capped``.
+    engine : {'auto', 'builtin', 'pyradiomics'}
+        See `engine_of`.
+    device : str
+        Where the built-in engine counts; it needs float64, so ``mps`` is the CPU. Shapes are always measured on the CPU.
 
     Returns
     -------
@@ -91,19 +98,20 @@ def compute(
     Raises
     ------
     MedXAIError
-        For a name that does not exist.
+        For a name that does not exist, a bin width that is not a positive number, or an engine that is not there.
     """
     notes: list[str] = []
     if ndim is None:
         ndim = 2 if 1 in image.shape else 3
-    names = resolve(names, ndim, notes)
+    names, engine = resolve(names, ndim, notes), engine_of(engine)
+    check_bins(bin_width, bin_count)
     values = Values({name: np.nan for name in names})
     if without_line(names):
         roi, told = crop(image, mask)
         if roi is None:
             notes.append(told)
         else:
-            found = on_roi(roi, names, ndim=ndim, bin_width=bin_width, max_bins=max_bins)
+            (found,) = on_rois([roi], names, ndim=ndim, bin_width=bin_width, bin_count=bin_count, max_bins=max_bins, engine=engine, device=device)  # fmt: skip
             values.update(found)
             notes.extend(found.notes)
     if LINE in names:
@@ -114,6 +122,14 @@ def compute(
     return values
 
 
+def check_bins(bin_width: float, bin_count: int = 0) -> None:
+    """Refuse bins that cannot be."""
+    if not (bin_width > 0 and np.isfinite(bin_width)):
+        raise MedXAIError(f"The bin width is {bin_width:g}; it must be a positive number, in units of the image.")
+    if bin_count < 0 or bin_count != int(bin_count):
+        raise MedXAIError(f"The number of bins is {bin_count:g}; use 1 or more, or 0 for bins of a width.")
+
+
 @dataclass(frozen=True)
 class Roi:
     """The box of a mask: all that the features need."""
@@ -122,6 +138,13 @@ class Roi:
     mask: np.ndarray  # bool
     spacing: tuple[float, float, float]  # i, j, k
     flat: int | None  # the array axis along which the whole image has one slice
+
+    @property
+    def plane(self) -> int:
+        """In two dimensions, the array axis across the slices."""
+        if self.flat is not None:
+            return self.flat
+        return next((axis for axis, n in enumerate(self.mask.shape) if n == 1), 0)
 
 
 def crop(image: Volume, mask: Volume) -> tuple[Roi | None, str]:
@@ -176,189 +199,183 @@ def _plain(array):
     return array.astype(array.dtype.newbyteorder("="))
 
 
-def on_roi(roi: Roi, names, *, ndim: int, bin_width: float, max_bins: int = MAX_BINS) -> Values:
-    """The radiomic features of a cropped box; ``names`` are full names, ``line_texture`` among them is passed over."""
+def on_roi(roi: Roi, names, **options) -> Values:
+    """`on_rois` of one."""
+    return on_rois([roi], names, **options)[0]
+
+
+def on_rois(
+    rois,
+    names,
+    *,
+    ndim: int,
+    bin_width: float,
+    bin_count: int = 0,
+    max_bins: int = MAX_BINS,
+    engine: str = "builtin",
+    device="cpu",
+    stop=None,
+) -> list[Values]:
+    """The radiomic features of cropped boxes, all together.
+
+    Parameters
+    ----------
+    rois : list of Roi
+    names : iterable of str
+        Full names; ``line_texture`` among them is passed over.
+    ndim, bin_width, bin_count, max_bins, device
+        As in `compute`.
+    engine : {'builtin', 'pyradiomics'}
+    stop : callable, optional
+        Asked between the classes; where it says True, the features not yet computed stay NaN.
+
+    Returns
+    -------
+    list of Values
+        One for each box, in order.
+    """
     names = without_line(names)
-    values, notes = Values({name: np.nan for name in names}), []
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        group, feature = name.split("_", 1)
-        groups.setdefault(group, []).append(feature)
-    try:
-        classes = _classes()
-    except ImportError:
-        values.notes = (available()[1],)
-        return values
-    import SimpleITK as sitk
+    found = [_Box(roi, names, bin_width, bin_count, max_bins, engine) for roi in rois]
+    if engine == "pyradiomics":
+        from . import peer
 
-    with _quiet():
-        inner = roi.image[roi.mask]
-        if not np.isfinite(inner).all():
-            notes.append("not finite: the image holds NaN or infinite voxels in the mask.")
-            groups = {group: features for group, features in groups.items() if group.startswith("shape")}
-        grey, settings = {}, {"binWidth": bin_width}
-        if any(group in _TEXTURE for group in groups) or any(name in _BINNED for name in names):
-            if not groups.keys() <= {"shape", "shape2D"}:
-                grey = _grey_levels(roi, inner, bin_width, max_bins)
-        if grey.get("capped"):
-            capped = [group for group in groups if group in _TEXTURE]
-            if capped:
-                notes.append(
-                    f"capped: the intensities in the mask span {grey['capped']} bins of {bin_width:g}, more than {max_bins};"
-                    " texture features are left out (choose a larger bin width)."
-                )
-            groups = {group: features for group, features in groups.items() if group not in capped}
-        if ndim == 2:
-            flat = roi.flat if roi.flat is not None else next((a for a, n in enumerate(roi.mask.shape) if n == 1), None)
-            settings |= {"force2D": True, "force2Ddimension": 0 if flat is None else flat}
-        image, mask = sitk.GetImageFromArray(roi.image), sitk.GetImageFromArray(roi.mask.astype(np.uint8))
-        for one in (image, mask):
-            one.SetSpacing(roi.spacing)
-        for group, features in groups.items():
-            try:
-                found = _run(classes[group], features, image, mask, {**settings, "grey": grey})
-            except Exception as error:  # whatever a feature class makes of an odd mask, the other classes go on
-                notes.append(f"failed: {group}: {error}")
-                continue
-            for feature in features:
-                values[f"{group}_{feature}"] = _number(found.get(feature, np.nan))
-    values.notes = tuple(notes)
-    return values
+        for box in found:
+            if stop is None or not stop():
+                values, notes = peer.features(box.roi, box.names, ndim, bin_width, bin_count, box.capped)
+                box.values.update(values)
+                box.notes += notes
+    else:
+        with _one_thread(sum(box.roi.mask.size for box in found)):
+            _builtin(found, ndim, bin_width, bin_count, "cpu" if str(device).startswith("mps") else device, stop)
+    for box in found:
+        box.values.notes = tuple(box.notes)
+    return [box.values for box in found]
 
 
-def _run(cls, features, image, mask, settings):
-    one = cls(image, mask, **settings)
-    for feature in features:
-        one.enableFeatureByName(feature)
-    return one.execute()
+class _Box:
+    """A box with what of it can be computed: ``names``, the others stay NaN and are told in ``notes``."""
 
-
-def _number(value) -> float:
-    value = complex(np.asarray(value).reshape(-1)[0])
-    return value.real
-
-
-def _grey_levels(roi, inner, bin_width, max_bins) -> dict:
-    """pyradiomics' own bins, made once: ``binned`` (image shape) and ``levels``; or ``capped``, the number of bins."""
-    from radiomics.imageoperations import getBinEdges
-
-    extremes = np.array([inner.min(), inner.max()])
-    span = (float(extremes[1]) - float(extremes[0])) / bin_width
-    binned = np.zeros(roi.image.shape, dtype=int)
-    if not span <= max_bins:
-        # Entropy and uniformity ask only which voxels share a bin, so they stay defined.
-        shared = np.unique(np.floor(inner.astype(np.float64) / bin_width), return_inverse=True)[1]
-        binned[roi.mask] = shared.reshape(-1) + 1
-        return {"binned": binned, "levels": np.arange(1, binned.max() + 1), "capped": int(min(span, 1e18)) + 1}
-    binned[roi.mask] = np.digitize(inner, getBinEdges(extremes, binWidth=bin_width))
-    return {"binned": binned, "levels": np.unique(binned[roi.mask])}
+    def __init__(self, roi, names, bin_width, bin_count, max_bins, engine):
+        self.roi, self.notes, self.names = roi, [], names
+        self.inner = roi.image[roi.mask]
+        self.values = Values({name: np.nan for name in names})
+        self.capped = False
+        if not np.isfinite(self.inner).all():
+            self.notes.append("not finite: the image holds NaN or infinite voxels in the mask.")
+            self.names = [name for name in names if name.startswith("shape")]
+        elif not bin_count:
+            span = (float(self.inner.max()) - float(self.inner.min())) / bin_width
+            self.capped = not span <= max_bins
+        if self.capped and grouped(names).keys() & {*_TEXTURE}:
+            self.notes.append(
+                f"capped: the intensities in the mask span {int(min(span, 1e18)) + 1} bins of {bin_width:g}, more than"
+                f" {max_bins}; texture features are left out (choose a larger bin width, or a number of bins)."
+            )
+        if self.capped:
+            binned = (
+                _BINNED if engine == "pyradiomics" else ()
+            )  # the built-in engine asks only which voxels share a bin
+            self.names = [name for name in names if not name.startswith(_TEXTURE) and name not in binned]
 
 
 @contextlib.contextmanager
-def _quiet():
-    """No log line ("GLCM is symmetrical…"), no warning; pyradiomics' logger is put back as it was."""
-    logger = logging.getLogger("radiomics")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+def _one_thread(voxels):
+    """Small boxes are counted faster by one thread than by threads that wait for each other, and for other work's, at every step."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if threads == 1 or voxels > _VOXELS // 4:
+        yield
+        return
+    torch.set_num_threads(1)
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logger.setLevel(level)
+        torch.set_num_threads(threads)
 
 
-@functools.cache
-def _classes() -> dict[str, type]:
-    """Feature class name -> pyradiomics' class, taught to take grey levels that were made once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        modules = {name: importlib.import_module(f"radiomics.{name}") for name in (*_TEXTURE, "firstorder", "shape2D")}
+def _builtin(boxes, ndim, bin_width, bin_count, device, stop):
+    import torch
 
-    from .solid import shape_class
+    from . import flat, solid
+    from .firstorder import FirstOrder
+    from .grey import grey_levels, shared_bins
 
-    class Shared:
-        def _applyBinning(self, matrix):
-            grey = self.settings["grey"]
-            if not grey:  # nothing that was asked for looks at bins
-                self.coefficients["grayLevels"], self.coefficients["Ng"] = np.ones(1, int), 1
-                return self.maskArray.astype(int)
-            self.coefficients["grayLevels"], self.coefficients["Ng"] = grey["levels"], int(grey["levels"][-1])
-            return grey["binned"].copy()
+    def stopped():
+        return stop is not None and stop()
 
-    class FirstOrder(Shared, modules["firstorder"].RadiomicsFirstOrder):
-        pass
+    textured = []
+    for box in boxes:
+        if stopped():
+            return
+        groups, roi, levels = grouped(box.names), box.roi, None
+        if groups.keys() & {*_TEXTURE} or any(name in _BINNED for name in box.names):
+            levels = shared_bins(box.inner, bin_width) if box.capped else grey_levels(box.inner, bin_width, bin_count)
+        if "firstorder" in groups:
+            values = torch.from_numpy(box.inner.astype(np.float64)).to(device)
+            bins = None if levels is None else torch.from_numpy(levels).to(device)
+            first = FirstOrder(values, bins, float(np.prod(roi.spacing)))
+            box.values.update({f"firstorder_{name}": first.feature(name) for name in groups["firstorder"]})
+        if "shape" in groups:
+            box.values.update(_named("shape", solid.shape(roi.mask, roi.spacing[::-1], groups["shape"])))
+        if "shape2D" in groups:
+            if roi.mask.shape[roi.plane] == 1:
+                mask, spacing = roi.mask.squeeze(roi.plane), np.delete(roi.spacing[::-1], roi.plane)
+                box.values.update(_named("shape2D", flat.shape(mask, spacing, groups["shape2D"])))
+            else:
+                box.notes.append("failed: shape2D: the mask has more than one slice.")
+        if groups.keys() & {*_TEXTURE}:
+            textured.append((box, levels, {group: groups[group] for group in _TEXTURE if group in groups}))
+    for some in _batches(textured):
+        if stopped():
+            return
+        _texture(some, ndim, device, stopped)
 
-    class Glcm(Shared, modules["glcm"].RadiomicsGLCM):
-        def _calculateCoefficients(self):
-            self.coefficients = _Cooccurrence(self.P_glcm, self.coefficients)
 
-        def getMCCFeatureValue(self):
-            return _maximal_correlation(self.P_glcm[0])
-
-    found = {"firstorder": FirstOrder, "glcm": Glcm}
-    for name in ("gldm", "glrlm", "glszm", "ngtdm"):
-        found[name] = type(name, (Shared, getattr(modules[name], "Radiomics" + name.upper())), {})
-    for cls in found.values():
-        cls.__module__ = "radiomics"  # pyradiomics names its loggers so; ours would not be silenced
-    found["shape"], found["shape2D"] = shape_class(), modules["shape2D"].RadiomicsShape2D
-    return found
+def _named(group, values):
+    return {f"{group}_{name}": value for name, value in values.items()}
 
 
-class _Cooccurrence(dict):
-    """What pyradiomics derives from its normalised co-occurrence matrices P (1, level, level, angle), each when first read."""
+def _batches(textured):
+    """Boxes to be laid out together: bounded in voxels and in co-occurrence."""
+    batch, size, ranks = [], 0, 0
+    for one in textured:
+        box, levels, _ = one
+        voxels, here = box.roi.mask.size, int(levels.max())
+        if batch and (size + voxels > _VOXELS or 13 * max(ranks, here) ** 2 * (len(batch) + 1) > _PAIRS):
+            yield batch
+            batch, size, ranks = [], 0, 0
+        batch.append(one)
+        size, ranks = size + voxels, max(ranks, here)
+    if batch:
+        yield batch
 
-    def __init__(self, matrices, known):
-        super().__init__(known, eps=np.spacing(1))
-        levels = known["grayLevels"].astype(float)
-        self["i"], self["j"] = levels[:, None], levels[None, :]
-        self["kValuesSum"], self["kValuesDiff"] = np.arange(2.0, 2 * known["Ng"] + 1), np.arange(0.0, known["Ng"])
-        self._matrices = matrices
 
-    def __missing__(self, key):
-        p = self._matrices
-        if key in ("px", "py"):
-            value = p.sum(2 if key == "px" else 1, keepdims=True)
-        elif key in ("ux", "uy"):
-            value = np.sum(self["i" if key == "ux" else "j"][None, :, :, None] * p, (1, 2), keepdims=True)
-        elif key == "HXY":
-            value = -np.sum(p * np.log2(p + self["eps"]), (1, 2))
-        elif key == "pxAddy":
-            value = self._by(self["i"] + self["j"] - 2, len(self["kValuesSum"]))
-        elif key == "pxSuby":
-            value = self._by(np.abs(self["i"] - self["j"]), len(self["kValuesDiff"]))
+def _texture(batch, ndim, device, stopped):
+    from .grey import Boxes
+    from .texture import texture
+
+    masks, levels = [], []
+    for box, level, _ in batch:
+        if ndim == 2 and box.roi.plane:  # the slices along k
+            grid = np.zeros(box.roi.mask.shape, level.dtype)
+            grid[box.roi.mask] = level
+            grid, mask = np.moveaxis(grid, box.roi.plane, 0), np.moveaxis(box.roi.mask, box.roi.plane, 0)
+            level = grid[mask]
         else:
-            raise KeyError(key)
-        self[key] = value
-        return value
-
-    def _by(self, index, length):
-        """Probability by sum or difference of the levels: (1, length, angle)."""
-        index = index.astype(np.intp).reshape(-1)
-        angles = range(self._matrices.shape[3])
-        columns = [np.bincount(index, self._matrices[0, :, :, a].reshape(-1), length) for a in angles]
-        return np.stack(columns, axis=-1)[None]
-
-
-def _maximal_correlation(matrices):
-    """Root of the second largest eigenvalue of Q(i, j) = Σ_k p(i, k) p(j, k) / (p_x(i) p_y(k)), mean over the angles.
-
-    Same as pyradiomics, with its epsilon; Q is one matrix product for each angle in place of a loop over the levels. But for
-    the epsilon, Q is similar to the square of a symmetric matrix, whose leading eigenvectors are quick to find; Q itself is
-    then solved among these alone, which is exact to the square of what the epsilon changes.
-    """
-    if matrices.shape[0] < 2:
-        return 1.0
-    found = []
-    for p in np.moveaxis(matrices, -1, 0):
-        px = p.sum(1)
-        q = (p / (px[:, None] * p.sum(0)[None, :] + np.spacing(1))) @ p.T
-        if len(q) > 48:
-            root = np.sqrt(px)
-            back = np.divide(1, root, out=np.zeros_like(root), where=root > 0)
-            values, vectors = np.linalg.eigh(back[:, None] * p * back[None, :])
-            size = np.sort(np.abs(values))
-            leading = vectors[:, np.abs(values) >= min(size[-2] - 0.1, size[-16])]
-            q = (leading * root[:, None]).T @ q @ (leading * back[:, None])
-        found.append(np.sqrt(np.sort(np.linalg.eigvals(q))[-2]))
-    return np.nanmean(np.array(found)).real
+            mask = box.roi.mask
+        masks.append(mask)
+        levels.append(level)
+    laid = Boxes(masks, levels, ndim, device)
+    for group, features in batch[0][2].items():
+        if stopped():
+            return
+        try:
+            found = texture(laid, group, features)
+        except Exception as error:  # such as memory: the other classes go on
+            for box, _, _ in batch:
+                box.notes.append(f"failed: {group}: {error}")
+            continue
+        for feature, values in found.items():
+            for (box, _, _), value in zip(batch, values.tolist()):
+                box.values[f"{group}_{feature}"] = value

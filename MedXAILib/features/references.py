@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,8 +16,10 @@ import numpy as np
 from ..cases import pairs
 from ..errors import MedXAIError
 from ..explanation import Step
+from ..resume import Log, cases_together
+from .children import cores, side_by_side
 from .names import resolve, without_line
-from .radiomic import MAX_BINS, available, compute
+from .radiomic import MAX_BINS, check_bins, compute, engine_of
 
 _SCHEMA = 1
 
@@ -41,7 +44,7 @@ class Reference:
     skipped : dict of str to str
         Cases that were not used, each with the reason.
     options : dict
-        ``ndim``, ``bin_width``, ``max_bins``, ``line_angle``, ``line_length``, ``unit`` and ``versions``.
+        ``ndim``, ``engine``, ``bin_width``, ``bin_count``, ``max_bins``, ``line_angle``, ``line_length``, ``unit`` and ``versions``.
     notes : list of str
         What is to be told, such as capped grey levels.
     """
@@ -95,19 +98,23 @@ class Reference:
         return sd if math.isfinite(sd) and sd > 1e-12 * abs(self.mean[name]) else 0.0
 
     def differences(self, options: dict) -> list[str]:
-        """One sentence for each way in which features computed with ``options`` cannot be compared with this reference."""
+        """One sentence for each way in which features computed with ``options`` cannot be compared with this reference.
+
+        Where bins are counted, their width does not matter; nor does the engine ever, as all give the same values.
+        """
         words = {
-            "ndim": "dimensions",
-            "bin_width": "bin width",
-            "line_angle": "line angle",
-            "line_length": "line length",
-            "unit": "unit",
+            "ndim": "dimensions ",
+            "bins": "",
+            "line_angle": "line angle ",
+            "line_length": "line length ",
+            "unit": "unit ",
         }
+        made, run = ({**one, "bins": _bins(one)} for one in (self.options, options))
         found = []
         for key, word in words.items():
-            here, there = self.options.get(key), options.get(key)
+            here, there = made.get(key), run.get(key)
             if here not in (None, "") and there not in (None, "") and here != there:
-                found.append(f"The reference was made with {word} {here}, this run has {there}.")
+                found.append(f"The reference was made with {word}{here}, this run has {there}.")
         return found
 
     @classmethod
@@ -117,13 +124,23 @@ class Reference:
         names=("paper",),
         *,
         bin_width: float = 25.0,
+        bin_count: int = 0,
         line_angle: float = 135.0,
         line_length: int = 9,
         max_bins: int = MAX_BINS,
+        engine: str = "auto",
     ) -> Reference:
-        """The reference of cases in memory: an iterable of (name, image `Volume`, mask `Volume`). See `reference`."""
-        options = dict(bin_width=bin_width, line_angle=line_angle, line_length=line_length, max_bins=max_bins)
-        return _last(_gather(((name, lambda pair=pair: pair) for name, *pair in cases), None, names, options))
+        """The reference of cases in memory, (name, image `Volume`, mask `Volume`) one after the other. See `reference`."""
+        options = _options(names, bin_width, bin_count, line_angle, line_length, max_bins, engine)
+        rows, skipped = {}, {}
+        for number, (name, *pair) in enumerate(cases):
+            found = _measure(lambda pair=pair: pair, names, options)
+            if "skipped" in found:
+                skipped[name] = found["skipped"]
+            else:
+                name = f"{name} ({number + 1})" if name in rows else name
+                rows[name] = found | {"case": name}
+        return _summary(list(rows.values()), skipped, options)
 
     @classmethod
     def from_folder(cls, folder, names=("paper",), **options) -> Reference:
@@ -203,15 +220,22 @@ def reference(
     *,
     segment: str | None = None,
     bin_width: float = 25.0,
+    bin_count: int = 0,
     line_angle: float = 135.0,
     line_length: int = 9,
     max_bins: int = MAX_BINS,
+    engine: str = "auto",
+    jobs: int | None = None,
+    log=None,
 ):
     """The reference distribution of the image and mask pairs in a folder; a generator of steps that ends with it.
 
     Pairs are found in any of three layouts: ``NAME.nii.gz`` or ``NAME_image.nii.gz`` beside ``NAME_mask.nii.gz`` (also
     ``_seg``, ``_label``); folders that hold ``image.*`` and ``mask.*`` (or ``seg.*``, ``label.*``), one for each case; or
     ``images/NAME.*`` with ``masks/NAME.*`` (or ``labels/``). Files are NIfTI, NRRD, MetaImage, PNG or JPEG.
+
+    Each case is read and computed in another process, on one core, so neither values nor order depend on ``jobs``;
+    closing the generator ends the processes.
 
     Parameters
     ----------
@@ -220,8 +244,13 @@ def reference(
         As `resolve` takes them.
     segment : str, optional
         Name or label value of the segment; may be left out where each mask holds one.
-    bin_width, line_angle, line_length, max_bins
+    bin_width, bin_count, line_angle, line_length, max_bins, engine
         As in `compute`; they are recorded.
+    jobs : int, optional
+        Cases at once; by default one for each core, at most four.
+    log : path, optional
+        A file that finished cases are added to, one by one. Those that it holds, with the same files (path, size, time
+        of change), are not computed again; skipped ones are tried again.
 
     Yields
     ------
@@ -230,76 +259,124 @@ def reference(
     Returns
     -------
     Reference
-        A case that cannot be read, or whose mask has no features, is skipped and told in ``skipped``.
+        A case that cannot be read, whose mask has no features, or over which a process ended twice, is skipped and told
+        in ``skipped``.
 
     Raises
     ------
     MedXAIError
-        When the folder holds no pair or no case could be used, pyradiomics is missing, or a name does not exist.
+        When the folder holds no pair, no case could be used, a name does not exist, ``log`` is of other settings, or
+        pyradiomics is asked for and missing.
     """
-    found = pairs(folder)
-    options = dict(bin_width=bin_width, line_angle=line_angle, line_length=line_length, max_bins=max_bins)
-    loaders = ((name, lambda image=image, mask=mask: _load(image, mask, segment)) for name, image, mask in found)
-    return (yield from _gather(loaders, len(found), names, options))
-
-
-def _load(image, mask, segment):
-    from .. import io
-
-    return io.read_volume(image), io.read_mask(mask, segment)
-
-
-def _gather(loaders, total, names, options):
-    """Features of each case as it is loaded, then their distribution."""
     names = [names] if isinstance(names, str) else list(names)
-    resolve(names, 3 if not any(name.startswith("shape2D") for name in names) else 2)  # a wrong name is refused at once
-    rows, skipped, notes, full, ndim, units = {}, {}, {}, None, None, set()
-    for number, (name, load) in enumerate(loaders):
-        if total:
-            yield Step(number / total, f"Case {number + 1} of {total}: {name}")
-        try:
-            image, mask = load()
-            here = 2 if 1 in image.shape else 3
-            if ndim not in (None, here):
-                raise MedXAIError(f"it has {here} dimensions, the cases before it {ndim}")
-            values = compute(image, mask, names, ndim=here, **options)
-        except MedXAIError as error:
-            skipped[name] = error.message
+    options = _options(names, bin_width, bin_count, line_angle, line_length, max_bins, engine)
+    if jobs is not None and jobs < 1:
+        raise MedXAIError(f"{jobs} cases at once cannot be computed; give --jobs a number from 1 on.")
+    listed, skipped = pairs(folder), {}
+    yield Step(0.0, f"{len(listed)} cases")
+    about = {"kind": "medxai-reference", "features": names, "segment": segment or "", **options}
+    log = Log(log, {**about, "versions": _versions(options)}, ("finished cases of another reference", "settings"))
+    same = {"segment": segment, "names": names, "options": options}
+
+    def work(todo):
+        tasks = [{"case": {"image": str(image), "mask": str(mask), **same}} for image, mask in todo]
+        with contextlib.closing(side_by_side(tasks, options["engine"], jobs or min(4, cores()))) as answers:
+            for number, found in answers:
+                if "died" in found:
+                    reason = f"its process ended twice while it was computed ({found['died']}), as it does for want of memory"
+                    yield number, f"{reason}: try fewer at once (--jobs)"
+                else:
+                    yield number, found.get("skipped") or found
+
+    rows, _ = yield from cases_together(listed, log, skipped, work)
+    found = _summary(rows, skipped, options)
+    yield Step(1.0, f"{len(found.cases)} cases, {len(found.skipped)} skipped")
+    return found
+
+
+def measure(image: str, mask: str, segment: str | None, names: list[str], options: dict) -> dict:
+    """One case of two files: ``values``, ``notes``, ``ndim`` and ``unit``, or the reason why it is ``skipped``."""
+
+    def load():
+        from .. import io
+
+        return io.read_volume(image), io.read_mask(mask, segment)
+
+    return _measure(load, names, options)
+
+
+def _measure(load, names, options) -> dict:
+    renamed = []
+    try:
+        image, mask = load()
+        ndim = 2 if 1 in image.shape else 3
+        resolve(names, ndim, renamed)
+        values = compute(image, mask, names, ndim=ndim, **options)
+    except MedXAIError as error:
+        return {"skipped": error.message}
+    except Exception as error:  # a damaged file is one case less, not the end
+        return {"skipped": f"{type(error).__name__}: {error}"}
+    masked = without_line(values)
+    if masked and not any(math.isfinite(values[one]) for one in masked):
+        return {"skipped": " ".join(one for one in values.notes if one not in renamed) or "no feature has a value"}
+    return {
+        "values": {one: float(value) for one, value in values.items()},
+        "notes": list(values.notes),
+        "ndim": ndim,
+        "unit": image.unit,
+    }
+
+
+def _options(names, bin_width, bin_count, line_angle, line_length, max_bins, engine) -> dict:
+    """The options of `compute`, with the engine that it comes to; what is wrong is refused at once."""
+    names = [names] if isinstance(names, str) else list(names)
+    resolve(names, 3 if not any(name.startswith("shape2D") for name in names) else 2)
+    check_bins(bin_width, bin_count)
+    return dict(
+        engine=engine_of(engine), bin_width=bin_width, bin_count=bin_count, line_angle=line_angle, line_length=line_length,
+        max_bins=max_bins,
+    )  # fmt: skip
+
+
+def _bins(options) -> str:
+    """What the bins of texture features are made by, in words."""
+    count, width = options.get("bin_count"), options.get("bin_width")
+    return f"{count} bins" if count else "" if width is None else f"bin width {width:g}"
+
+
+def _summary(rows: list[dict], skipped: dict, options: dict) -> Reference:
+    """The distribution of the cases; those with other dimensions than the first one are skipped."""
+    used, notes = [], {}
+    for row in rows:
+        if row["ndim"] != rows[0]["ndim"]:
+            skipped[row["case"]] = f"it has {row['ndim']} dimensions, the cases before it {rows[0]['ndim']}"
             continue
-        except Exception as error:  # a damaged file is one case less, not the end
-            skipped[name] = f"{type(error).__name__}: {error}"
-            continue
-        masked = without_line(values)
-        if masked:
-            there, told = available()
-            if not there:
-                raise MedXAIError(told, kind="missing")
-        if masked and not any(math.isfinite(values[one]) for one in masked):
-            skipped[name] = "; ".join(values.notes) or "no feature has a value"
-            continue
-        if name in rows:  # the same name in two layouts
-            name = f"{name} ({number + 1})"
-        full, ndim, rows[name] = list(values), here, values
-        units.add(image.unit)
-        for text in values.notes:
-            notes.setdefault(text.split(":")[0], [text, []])[1].append(name)
-    if not rows:
+        used.append(row)
+        for text in row["notes"]:
+            notes.setdefault(text.split(":")[0], [text, []])[1].append(row["case"])
+    if not used:
         first = next(iter(skipped.items()), None)
         told = f" (the first: {first[0]}: {first[1]})" if first else ""
         raise MedXAIError(
             f"None of {len(skipped)} cases could be used{told}; check that images and masks belong together."
         )
-    columns = {one: [float(row[one]) for row in rows.values()] for one in full}
+    columns = {one: [_number(row["values"][one]) for row in used] for one in used[0]["values"]}
     summary = {one: _distribution(values) for one, values in columns.items()}
-    recorded = {"ndim": ndim, **options, "unit": units.pop() if len(units) == 1 else "", "versions": _versions()}
-    told = [f"{text} (cases: {', '.join(cases)})" for text, cases in notes.values()]
+    units = {row["unit"] for row in used}
+    unit = units.pop() if len(units) == 1 else ""
     found = Reference(
         {one: s[0] for one, s in summary.items()}, {one: s[1] for one, s in summary.items()},
-        {one: s[2] for one, s in summary.items()}, columns, list(rows), skipped, recorded, told,
+        {one: s[2] for one, s in summary.items()}, columns, [row["case"] for row in used], skipped,
+        {"ndim": used[0]["ndim"], **options, "unit": unit, "versions": _versions(options)},
+        [f"{text} (cases: {', '.join(cases)})" for text, cases in notes.values()],
     )  # fmt: skip
     found.notes += [f"'{one}' cannot normalise: {reason}." for one, reason in found.unusable.items()]
-    yield Step(1.0, f"{len(rows)} cases, {len(skipped)} skipped")
     return found
+
+
+def _number(value) -> float:
+    """As it comes from a log, where what is not finite is null."""
+    return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
 def _distribution(values):
@@ -315,15 +392,13 @@ def _finite(value):
     return value if math.isfinite(value) else None
 
 
-def _versions() -> dict[str, str]:
+def _versions(options) -> dict[str, str]:
     import importlib.metadata
 
     found = {}
-    for package in ("medxai", "pyradiomics", "numpy"):
-        try:
+    for package in ("medxai", "pyradiomics" if options["engine"] == "pyradiomics" else "torch", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -12,6 +12,8 @@ import torch
 from .. import features as radiomics
 from ..errors import MedXAIError
 from ..explanation import Curve, Explanation, Layer, Patch, Point, Step, Steps, Table
+from ..features.radiomic import engine_of
+from ..features.soft import resolve_soft
 from ..models import prepare
 from ..models.crop import Box
 from ..models.geometry import fullest_slice, slice_of
@@ -22,6 +24,7 @@ from ..volume import Volume, mask_on_grid
 from .ascent import Ascent, first_look, frame
 from .frames import Frames, Waiting
 from .provenance import provenance
+from .sensitivity import Sensitivity
 
 REFERENCE_BAND = "reference ± 1 SD"
 
@@ -49,7 +52,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
     -------
     Explanation
         Maps ``dream`` (units of the volume) and ``change``, mask ``mask``, sequences ``steps`` and ``mask-steps``, curves ``curves``
-        and (with a reference) ``normalized``, table ``verdicts``.
+        and (with a reference) ``normalized``, table ``verdicts``; with ``sensitivity``, the curve of that name and the table ``sensitivity-path``.
 
     Raises
     ------
@@ -67,6 +70,8 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
     volume = volumes[0]
     flat = model.package.input.spatial_dims == 2 or 1 in volume.shape
     names, reference, notes = _features(settings, 2 if flat else 3, volume.unit)
+    engine = engine_of(settings.engine)
+    resolve_soft(settings.sensitivity)  # a wrong name is refused before anything is computed
     inside = None if segment is None else mask_on_grid(segment, volume)
     voxel = None
     if settings.neuron_ras is not None or settings.neuron_ijk is not None:
@@ -128,10 +133,10 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
         if foreground[point]:
             notes.append("The network already saw the label at the voxel before the first step.")
         path = _Path(volume, prepared, ascent, settings, names)
-        masked = [n for n in names if n != "line_texture"]
-        with radiomics.FeatureQueue(
-            masked, options={"ndim": 2 if flat else 3, "bin_width": settings.bin_width}
-        ) as queue:
+        sensitivity = Sensitivity(ascent, prepared, settings) if settings.sensitivity else None
+        options = {"ndim": 2 if flat else 3, "bin_width": settings.bin_width, "bin_count": settings.bin_count}
+        options |= {"engine": engine, "device": model.device}
+        with radiomics.FeatureQueue([n for n in names if n != "line_texture"], options=options) as queue:
             converged = False
             ascent_began = time.perf_counter()
             for j in range(settings.steps + 1):
@@ -144,7 +149,13 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
                 points += [path.feature(*values) for values in queue.ready()]
                 rise = path.responses[-1] - path.responses[-11] if j >= 10 else np.inf
                 converged = j >= 10 and abs(rise) < settings.tolerance * abs(response - path.responses[0])
+                if sensitivity:
+                    sensitivity.look(found)
+                    before = ascent.x[ascent.change.index].clone()
                 stopping = converged or j == settings.steps or ascent.step(slope) == 0
+                if sensitivity and not stopping:
+                    shares = sensitivity.step(j, before, ascent.x[ascent.change.index])
+                    points.append(Point("sensitivity", j, shares))
                 yield Step(
                     0.95 * (j + 1) / (settings.steps + 1),
                     f"Step {j} of {settings.steps}, response {response:.4g}",
@@ -213,6 +224,14 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
             " preprocessing clips or its statistics moved.",
         },
     )  # fmt: skip
+    if sensitivity:
+        result.curves["sensitivity"], result.tables["sensitivity-path"] = sensitivity.results()
+        wrong = sensitivity.discrepancy
+        result.self_checks["sensitivity_adds_up"] = {
+            "value": wrong, "passed": bool(wrong <= 0.1) if np.isfinite(wrong) else None,
+            "meaning": "The gradients of each feature summed along the path against its change, relative to all its movements: the greatest"
+            " difference. A large one: the steps are too large for shares to mean much, or the feature jumps.",
+        }  # fmt: skip
     if crop_error is not None:
         result.self_checks["crop"] = {
             "value": crop_error, "passed": exact,
@@ -224,7 +243,7 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
         segment=None if segment is None else segment.name, steps_kept=len(result.sequences["steps"].items),
         objective="logit of one output voxel", preparation=prepared.record(),
         crop={"exact": exact, "gradient": list(ascent.gradient_input.shape), "prediction": list(ascent.near.reach_input.shape)},
-        features={"computed": path.counts["computed"], "filled_in_afterwards": path.counts["late"], "engine": "pyradiomics"},
+        features={"computed": path.counts["computed"], "filled_in_afterwards": path.counts["late"], "engine": engine},
         seconds_ascent=round(seconds_ascent, 3), seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
     return result
@@ -364,18 +383,14 @@ def _verdicts(raw, names, reference):
 
 
 def _features(settings, dimensions, unit):
-    """Names, reference and notes; without pyradiomics only what needs none of it."""
+    """Names, reference and notes."""
     notes, reference = [], None
     names = radiomics.resolve(settings.features, dimensions)
-    there, sentence = radiomics.available()
-    if not there and any(n != "line_texture" for n in names):
-        notes.append(sentence)
-        names = [n for n in names if n == "line_texture"]
     if settings.reference:
         reference = radiomics.Reference.read(settings.reference)
         notes += reference.differences(
             {
-                "ndim": dimensions, "bin_width": settings.bin_width, "line_angle": settings.line_angle,
+                "ndim": dimensions, "bin_width": settings.bin_width, "bin_count": settings.bin_count, "line_angle": settings.line_angle,
                 "line_length": settings.line_length, "unit": unit,
             }
         )  # fmt: skip

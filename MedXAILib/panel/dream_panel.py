@@ -19,7 +19,7 @@ DreamParameterNode = parameterNodeClass(DreamSettings, SEGMENT)
 
 
 class DreamPanel(MethodPanel):
-    """Adds the voxel, the reference and what is said of feature curves."""
+    """Adds the voxel, the reference and whether the chosen feature engine can be had."""
 
     method, module = "dream", "MedXAIDeepDream"
     settingsClass = DreamSettings
@@ -42,10 +42,6 @@ class DreamPanel(MethodPanel):
         row.addWidget(self.referenceEdit, 1)
         toolButton(row, "…", _("Choose a reference distribution."), self._chooseReference)
         settings.addRow(_("Reference:"), row)
-        self.featuresLabel = qt.QLabel()
-        self.featuresLabel.wordWrap = True
-        self.featuresLabel.objectName = "featuresLabel"
-        settings.addRow("", self.featuresLabel)
 
     def _chooseReference(self):
         path = qt.QFileDialog.getOpenFileName(
@@ -62,16 +58,11 @@ class DreamPanel(MethodPanel):
 
     def problem(self) -> str:
         reason = self.neuron.describe()
+        reason = reason or environments.withoutEngine(self.environment.packages or [], self.parameters.engine)
         path = self.referenceEdit.text.strip()
         if reason or not path or Path(path).is_file():
             return reason
         return _("The reference '{path}' does not exist; choose another file or clear it.").format(path=path)
-
-    def _onEnvironment(self):
-        text = environments.withoutFeatures(self.environment.packages or [])
-        self.featuresLabel.text = text
-        self.featuresLabel.visible = bool(text)
-        super()._onEnvironment()
 
     def segment(self):
         return self.neuron.segment

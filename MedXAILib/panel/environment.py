@@ -11,9 +11,9 @@ from ..errors import MedXAIError
 
 EXTRA_HELP = {
     "pyradiomics": (
-        "Feature curves need pyradiomics; without it the dream still runs. In Slicer, install the SlicerRadiomics extension"
-        " (Extensions Manager, Linux and Windows) and restart; in a Python 3.11 of your own: pip install"
-        " --no-build-isolation pyradiomics==3.0.1."
+        "The feature engine 'pyradiomics' is not installed in the worker's Python: choose auto, which needs none, or get it (in Slicer"
+        " the SlicerRadiomics extension, for Linux and Windows, then restart; in a Python 3.11 of your own pip install"
+        " --no-build-isolation pyradiomics==3.0.1)."
     ),
     "torch": "Install the PyTorch extension with the Extensions Manager, restart Slicer, then press Install.",
 }
@@ -54,7 +54,7 @@ NEEDED = (
     Package("safetensors", "0.4", "weights files"),
     Package("SimpleITK", "2.3", "volumes"),
     Package("scipy", "1.11", "geometry and statistics"),
-    Package("pyradiomics", "", "feature curves", optional=True),
+    Package("pyradiomics", "", "reference engine for feature curves", optional=True),
 )
 
 # What a Python outside Slicer runs to say what it has. It imports none of the packages.
@@ -102,9 +102,10 @@ def missing(packages: list[Package]) -> str:
     return f"The worker's Python lacks {', '.join(names)}; open MedXAI Models, section Environment, and press Install."
 
 
-def withoutFeatures(packages: list[Package]) -> str:
-    """What is missing for feature curves and how to get it; empty when nothing is."""
-    return next((EXTRA_HELP[p.name] for p in packages if p.name == "pyradiomics" and not p.satisfied), "")
+def withoutEngine(packages: list[Package], engine: str) -> str:
+    """Why this feature engine cannot be had, one sentence; empty when it can, or while nobody has looked."""
+    lacks = [p for p in packages if p.name == engine and not p.satisfied]
+    return EXTRA_HELP[engine] if lacks else ""
 
 
 class Environment:

@@ -83,8 +83,7 @@ class EnvironmentSection:
             if self.environment.pythonVersion
             else ""
         )
-        parts = [said, self.environment.problem or python, environments.withoutFeatures(packages)]
-        self.message.text = "\n".join(part for part in parts if part)
+        self.message.text = "\n".join(part for part in (said, self.environment.problem or python) if part)
 
     def install(self):
         """Install what is missing, because somebody pressed the button."""

@@ -238,7 +238,16 @@ def _curves(figure, explanation: Explanation, left: float) -> None:
     width = RIGHT - left
     if raw is None:
         return
-    axes = figure.add_axes((left, 0.715, width, 0.145))
+    share, half = curves.get("sensitivity"), width
+    if share is not None:
+        half = (width - 0.045) / 2
+        axes = figure.add_axes((left + width - half, 0.715, half, 0.145))
+        names = charts.shown(share, MOST_CURVES)
+        _lines(axes, share, names)
+        axes.set_title(share.title, **_TITLE)
+        axes.set_xlabel(share.index_title, fontsize=9, color=SOFT, labelpad=1)
+        axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, handlelength=1.2, borderpad=0.2, labelspacing=0.2)
+    axes = figure.add_axes((left, 0.715, half, 0.145))
     columns = charts.shown(raw, MOST_CURVES)
     _lines(axes, raw, columns)
     axes.set_title(raw.title if len(columns) > 1 else columns[0].replace("_", " ").capitalize(), **_TITLE)

@@ -30,6 +30,9 @@ LIVE = {
         "title": "Features along the dream", "value_title": "Normalized value (0: reference mean, 1: one SD)",
         "bands": {"reference ± 1 SD": (-1.0, 1.0)},
     },
+    "sensitivity": {
+        "title": "How much of each step is this feature", "value_title": "Share of the step's squared length", "limits": (0.0, 1.0),
+    },
     "transition": {
         "title": "From image to output", "index": "layer", "index_title": "Layer (0: input image)",
         "value_title": "SA score (Dice)", "shown": ("SA score",), "limits": (0.0, 1.0),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MedXAIError
-from ..evaluation.resume import Log
 from ..explanation import Point, Step
 from ..package import Package, from_json
+from ..resume import Log
 from .labelled import Labelled
 from .saving import (
     checkpoints_at,

@@ -10,11 +10,11 @@ import numpy as np
 
 from ..errors import MedXAIError
 from ..evaluation.misclassified import misclassified_page
-from ..evaluation.resume import Log, resumable
 from ..explanation import Step, part
 from ..files import check_new_folder, write_csv
 from ..models import load
 from ..models.resample import spaced_axis
+from ..resume import Log, resumable
 from .classification import images_of, train_classifier
 from .classifier_judging import (
     accuracies,

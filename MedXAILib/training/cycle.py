@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import MedXAIError
-from ..evaluation.resume import Log
 from ..explanation import Point, Step
 from ..models.generators import GeneratorPair
 from ..models.model import Model
 from ..models.sides import Sides
+from ..resume import Log
 from ..settings import CycleTrainingSettings
 from .cycle_losses import activation_loss, keeping_losses
 from .discriminator import PairDiscriminator

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from ..errors import MedXAIError
-from ..evaluation.resume import Log, resumable
 from ..explanation import Curve, Explanation, Step, Steps, part
 from ..files import check_new_folder, plain, write_csv
 from ..methods.provenance import provenance
 from ..models.model import Model
 from ..models.sides import Sides
+from ..resume import Log, resumable
 from ..settings import CYCLE_LOG, CYCLE_PICTURE, TRAIN_CYCLE, CycleJobSettings, CycleTrainingSettings
 from .cycle import BEST, JUDGED, LOSSES, STATE, best_weights, cut, train_pair
 from .cycle_images import KIND, patches_of

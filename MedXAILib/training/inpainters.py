@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ..errors import MedXAIError
-from ..evaluation.resume import Log, resumable
 from ..evaluation.statistics import estimate
 from ..explanation import Step, part
 from ..files import check_new_folder, write_csv
 from ..models import load, prepare
 from ..package import Package, from_json
+from ..resume import Log, resumable
 from .images import Image, Images, kept_back, read_images, require_enough
 from .inpainter_pages import examples_page
 from .inpainting import Healthy, hole_errors, kept_back_case, train_inpainter

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MedXAIError
-from ..evaluation.resume import Log
 from ..explanation import Point, Step
 from ..package import Package, from_json
+from ..resume import Log
 from .holes import random_holes
 from .inpainting_losses import FeatureLoss, inpainting_losses, weighted
 from .saving import (

@@ -59,12 +59,12 @@ def _cell(value) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m Testing.Benchmarks")
-    parser.add_argument("name", choices=["dream", "ability", "backproject", "counterfactual", "cycle"])
+    parser.add_argument("name", choices=["dream", "ability", "backproject", "counterfactual", "cycle", "features"])
     parser.add_argument("--runs", type=int, default=5, help="counted rounds (at least 5 to quote)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", type=int, default=128, help="voxels along each axis (dream)")
     parser.add_argument(
-        "--case", default="", help="only cases whose name holds this (backproject, counterfactual, cycle)"
+        "--case", default="", help="only cases whose name holds this (backproject, counterfactual, cycle, features)"
     )
     parser.add_argument("--json", type=Path, default=None, help="where the numbers go (default: benchmark-NAME.json)")
     options = parser.parse_args()

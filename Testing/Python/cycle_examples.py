@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from MedXAILib import io
-from MedXAILib.evaluation.resume import Log
 from MedXAILib.models import load
 from MedXAILib.models.generators import GeneratorPair
 from MedXAILib.models.networks import StridedCNN
 from MedXAILib.package import Package, write_package
+from MedXAILib.resume import Log
 from MedXAILib.settings import CycleTrainingSettings
 from MedXAILib.training.cycle import BEST, train_pair
 from MedXAILib.training.saving import read_weights, save_weights, weights_of

@@ -320,7 +320,6 @@ def test_models_describe_and_its_json(study, capsys):
 
 
 def test_features_reference_from_a_folder(tmp_path, capsys):
-    pytest.importorskip("radiomics")
     random = np.random.default_rng(0)
     for n in range(3):
         image = random.normal(100, 10, (8, 9, 10)).astype(np.float32)

@@ -33,11 +33,11 @@ from scipy import stats
 from MedXAILib import io
 from MedXAILib.cli import main
 from MedXAILib.errors import MedXAIError
-from MedXAILib.evaluation.resume import Log
 from MedXAILib.explanation import run
 from MedXAILib.files import partial_of
 from MedXAILib.models.sides import Sides
 from MedXAILib.package import Package
+from MedXAILib.resume import Log
 from MedXAILib.settings import CycleJobSettings, CycleTrainingSettings
 from MedXAILib.training.cycle import BEST, STATE, Shake, Trainer, cut, train_pair
 from MedXAILib.training.cycles import epochs_kept, train_cycle, training_job
@@ -448,7 +448,7 @@ def test_two_processes_do_not_train_into_one_folder(workplace, tmp_path):
     while "epoch 1" not in next(first).stage:
         pass
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom MedXAILib.evaluation.resume import resumable\nfrom MedXAILib.errors import MedXAIError\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom MedXAILib.resume import resumable\nfrom MedXAILib.errors import MedXAIError\n"
         "try:\n    with resumable(sys.argv[2]): pass\nexcept MedXAIError as error: print(error.message)"
     )
     told = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parents[2]), str(tmp_path / "out")], capture_output=True, text=True)  # fmt: skip

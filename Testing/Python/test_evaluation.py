@@ -22,11 +22,11 @@ from test_dream import open_package
 from MedXAILib import cases, cli, io
 from MedXAILib.errors import MedXAIError
 from MedXAILib.evaluation import cohort, resumable, vog
-from MedXAILib.evaluation.resume import Log
 from MedXAILib.evaluation.statistics import coverage, estimate, pearson, percentiles, spearman
 from MedXAILib.explanation import run
 from MedXAILib.methods import REGISTRY
 from MedXAILib.models import load
+from MedXAILib.resume import Log
 from MedXAILib.settings import AbilitySettings
 from MedXAILib.volume import Volume
 

@@ -1,4 +1,4 @@
-"""The processes that compute features beside an ascent: never waited for, never left behind, never silently wrong."""
+"""Features computed beside an ascent, in a thread or in processes: never waited for, never left behind, never silently wrong."""
 
 import math
 import os
@@ -6,20 +6,27 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from MedXAILib.features import FeatureQueue, compute
+from MedXAILib.errors import MedXAIError
+from MedXAILib.features import FeatureQueue, Values, available, beside, compute, radiomic
 from MedXAILib.volume import Volume
-
-pytest.importorskip("radiomics")
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["firstorder_Mean", "glcm_Contrast", "shape_Sphericity", "line_texture"]
+PEER = {"engine": "pyradiomics"}  # which works in processes
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of a POSIX system")
+peer = pytest.mark.skipif(not available()[0], reason="pyradiomics is not installed")
+
+
+@pytest.fixture(params=["builtin", pytest.param("pyradiomics", marks=peer)])
+def engine(request):
+    return {"engine": request.param}
 
 
 def case(seed, size=12):
@@ -29,8 +36,10 @@ def case(seed, size=12):
     return Volume((rng.normal(size=mask.shape) * 100).astype(np.float32), np.eye(4)), Volume(mask, np.eye(4))
 
 
-def expected(seed, names=NAMES, size=12):
-    return compute(*case(seed, size), [name for name in names if name != "line_texture"])
+def expected(seed, engine, names=NAMES, size=12):
+    """Values of `compute`; in a batch the last digit may be rounded otherwise."""
+    found = compute(*case(seed, size), [name for name in names if name != "line_texture"], **engine)
+    return found if engine == PEER else pytest.approx(found, rel=1e-12)
 
 
 def alive(pid) -> bool:
@@ -66,9 +75,9 @@ def collect(queue, number, seconds=30.0):
     return found
 
 
-def test_values_are_computes_own_and_every_step_comes_once():
+def test_values_are_computes_own_and_every_step_comes_once(engine):
     steps = range(15)
-    with FeatureQueue(NAMES, processes=2, capacity=3) as queue:
+    with FeatureQueue(NAMES, options=engine, processes=2, capacity=3) as queue:
         assert queue.names == NAMES[:3]  # the line texture is of the whole dream
         missing, found = [], []
         for step in steps:
@@ -80,41 +89,42 @@ def test_values_are_computes_own_and_every_step_comes_once():
         assert not queue.notes and queue.ready() == []
     assert sorted(step for step, _ in found) == list(steps)
     for step, values in found:
-        assert values == expected(step)
+        assert values == expected(step, engine)
 
 
-def test_values_come_in_while_nobody_waits():
-    with FeatureQueue(NAMES, processes=1) as queue:
+def test_values_come_in_while_nobody_waits(engine):
+    with FeatureQueue(NAMES, options=engine, processes=1) as queue:
         assert queue.offer(7, *case(7))
-        assert collect(queue, 1) == {7: expected(7)}
+        assert collect(queue, 1) == {7: expected(7, engine)}
 
 
-def test_an_offer_does_not_wait_and_does_not_keep_the_callers_arrays():
+def test_an_offer_does_not_wait_and_does_not_keep_the_callers_arrays(engine, monkeypatch):
     image, mask = case(3, size=60)
-    with FeatureQueue(["glcm"], processes=1, capacity=2) as queue:
+    plain, go = radiomic.on_rois, threading.Event()
+    monkeypatch.setattr(radiomic, "on_rois", lambda *given, **options: go.wait(30) and plain(*given, **options))
+    with FeatureQueue(["glcm"], options=engine, processes=1, capacity=2) as queue:
         began = time.monotonic()
         taken = [queue.offer(step, image, mask) for step in range(50)]
         assert time.monotonic() - began < 1.0  # the process is not even up by then
         assert taken == [True, True] + [False] * 48
-        before = compute(image, mask, ["glcm"])
+        go.set()
+        before = compute(image, mask, ["glcm"], **engine)
         image.array[:] = 0
         mask.array[:] = 0
-        assert collect(queue, 2) == {0: before, 1: before}
+        assert collect(queue, 2) == {step: pytest.approx(before, rel=1e-12) for step in range(2)}
         assert queue.offer(50, *case(3))
 
 
-def test_what_waits_is_bounded_in_bytes_too(monkeypatch):
-    from MedXAILib.features import beside
-
+def test_what_waits_is_bounded_in_bytes_too(engine, monkeypatch):
     image, mask = case(3, size=30)
     monkeypatch.setattr(beside, "_LIMIT", 3 * image.array.nbytes)
-    with FeatureQueue(["glcm"], processes=1, capacity=100) as queue:
+    with FeatureQueue(["glcm"], options=engine, processes=1, capacity=100) as queue:
         taken = [queue.offer(step, image, mask) for step in range(20)]
         assert 2 <= sum(taken) <= 8 and taken == sorted(taken, reverse=True)
         assert len(list(queue.finish((n, image, mask) for n in range(20)))) == 20 + sum(taken)
 
 
-def test_what_is_missing_is_read_only_as_there_is_room():
+def test_what_is_missing_is_read_only_as_there_is_room(engine):
     read = []
 
     def missing():
@@ -122,18 +132,18 @@ def test_what_is_missing_is_read_only_as_there_is_room():
             read.append(step)
             yield step, *case(step)
 
-    with FeatureQueue(["firstorder_Mean"], processes=1, capacity=2) as queue:
+    with FeatureQueue(["firstorder_Mean"], options=engine, processes=1, capacity=2) as queue:
         values = queue.finish(missing())
         next(values)
         assert len(read) <= 4
         assert len(list(values)) == 11 and len(read) == 12
 
 
-def test_bad_masks_come_back_as_nan_with_a_note():
+def test_bad_masks_come_back_as_nan_with_a_note(engine):
     image, mask = case(0)
     empty = mask.with_array(np.zeros_like(mask.array))
     wild = image.with_array(image.array.astype(float) * 1e12)
-    with FeatureQueue(["glcm_Contrast", "firstorder_Mean"], processes=1) as queue:
+    with FeatureQueue(["glcm_Contrast", "firstorder_Mean"], options=engine, processes=1) as queue:
         found = dict(queue.finish([(0, image, empty), (1, wild, mask), (2, image, mask), (3, image, empty)]))
         assert [text.split(":")[0] for text in sorted(queue.notes)] == ["capped", "empty"]
         assert "(2 steps)" in sorted(queue.notes)[1]
@@ -141,23 +151,26 @@ def test_bad_masks_come_back_as_nan_with_a_note():
     assert math.isfinite(found[1]["firstorder_Mean"]) and math.isfinite(found[2]["glcm_Contrast"])
 
 
-def test_options_and_single_slices():
+def test_options_and_single_slices(engine):
     rng = np.random.default_rng(1)
     image = Volume(rng.normal(size=(30, 1, 28)) * 40, np.diag([1.0, 9, 2, 1]))
     mask = image.with_array((rng.random(image.shape) > 0.3).astype(np.uint8))
     names = ["shape2D_Elongation", "glcm_Contrast"]
-    with FeatureQueue(names, options={"bin_width": 7.0, "line_angle": 45}, processes=1) as queue:
+    with FeatureQueue(names, options={**engine, "bin_width": 7.0, "line_angle": 45}, processes=1) as queue:
         ((_, values),) = queue.finish([(0, image, mask)])
-    assert values == compute(image, mask, names, bin_width=7.0) != compute(image, mask, names)
-    with FeatureQueue("paper", options={"ndim": 2}, processes=1) as queue:
+    assert values == compute(image, mask, names, bin_width=7.0, **engine) != compute(image, mask, names, **engine)
+    with FeatureQueue(names, options={**engine, "bin_count": 16}, processes=1) as queue:
+        ((_, values),) = queue.finish([(0, image, mask)])
+    assert values == compute(image, mask, names, bin_count=16, **engine)
+    with FeatureQueue("paper", options={**engine, "ndim": 2}, processes=1) as queue:
         ((_, values),) = queue.finish([(0, image, mask)])
     assert values["shape2D_PixelSurface"] == mask.array.sum() * 2 and len(values) == 9
 
 
-def test_a_box_one_voxel_thick_is_still_a_volume():
+def test_a_box_one_voxel_thick_is_still_a_volume(engine):
     """Boxes of a mask in a volume may be flat; asked for 3-D shape, the queue must give it."""
     image, mask = (one.crop((5, 2, 1), (6, 10, 11)) for one in case(4))
-    with FeatureQueue(["shape_VoxelVolume", "shape_Elongation"], processes=1) as queue:
+    with FeatureQueue(["shape_VoxelVolume", "shape_Elongation"], options=engine, processes=1) as queue:
         ((_, values),) = queue.finish([(0, image, mask)])
     assert values["shape_VoxelVolume"] == mask.array.sum() and math.isfinite(values["shape_Elongation"])
 
@@ -169,22 +182,138 @@ def test_nothing_to_compute_needs_no_process(names):
         assert list(queue.finish([(1, *case(1))])) == [(0, {}), (1, {})]
 
 
-def test_without_processes_finish_does_it_all():
-    with FeatureQueue(NAMES, processes=0) as queue:
+def test_without_processes_finish_does_it_all(engine):
+    with FeatureQueue(NAMES, options=engine, processes=0) as queue:
         assert not queue.offer(0, *case(0)) and queue.pids == []
-        assert list(queue.finish([(0, *case(0))])) == [(0, expected(0))]
+        assert list(queue.finish([(0, *case(0))])) == [(0, expected(0, engine))]
 
 
+@peer
 def test_where_no_process_can_be_started_it_is_computed_here(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with FeatureQueue(NAMES, processes=1) as queue:
+    with FeatureQueue(NAMES, options=PEER, processes=1) as queue:
         assert queue.offer(0, *case(0)) and queue.pids == []
-        assert list(queue.finish([(1, *case(1))])) == [(0, expected(0)), (1, expected(1))]
+        assert list(queue.finish([(1, *case(1))])) == [(0, expected(0, PEER)), (1, expected(1, PEER))]
+
+
+def test_what_waits_is_one_batch(monkeypatch):
+    """Bounded in boxes and in voxels; each step's values are its own."""
+    plain, sizes, go = radiomic.on_rois, [], threading.Event()
+
+    def on_rois(rois, *given, **options):
+        sizes.append([roi.mask.size for roi in rois])
+        go.wait(30)
+        return plain(rois, *given, **options)
+
+    monkeypatch.setattr(radiomic, "on_rois", on_rois)
+    monkeypatch.setattr(beside, "_VOXELS", 10_000)
+    with FeatureQueue(NAMES, processes=1, capacity=60) as queue:
+        assert queue.pids == [] and queue.engine == "builtin"
+        assert queue.offer(0, *case(0))
+        while not sizes:
+            time.sleep(0.001)
+        for step in range(1, 40):
+            assert queue.offer(step, *case(step, size=12 if step < 30 else 22))
+        go.set()
+        found = collect(queue, 40)
+    assert [len(batch) for batch in sizes[:3]] == [1, 16, 14 - 1]  # the larger ones (6,000 voxels) go one by one
+    assert all(sum(batch) <= 10_000 or len(batch) == 1 for batch in sizes) and sum(map(len, sizes)) == 40
+    for step in range(40):
+        assert found[step] == expected(step, {}, size=12 if step < 30 else 22)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_batch_that_raises_costs_its_own_step_alone(monkeypatch, processes):
+    plain = radiomic.on_rois
+
+    def on_rois(rois, *given, **options):
+        if any(roi.image.shape == (18, 16, 20) for roi in rois):
+            raise ZeroDivisionError("no such luck")
+        return plain(rois, *given, **options)
+
+    monkeypatch.setattr(radiomic, "on_rois", on_rois)
+    with FeatureQueue(NAMES, processes=processes) as queue:
+        given = [(step, *case(step, size=22 if step in (3, 5) else 12)) for step in range(20)]
+        found = dict(queue.finish(given))
+        assert queue.notes == ["failed: ZeroDivisionError: no such luck (2 steps)"]
+        assert dict(queue.finish([(20, *case(20))])) == {20: expected(20, {})}  # and it goes on
+    for step in range(20):
+        if step in (3, 5):
+            assert set(found[step]) == set(NAMES[:3]) and all(map(math.isnan, found[step].values()))
+        else:
+            assert found[step] == expected(step, {})
+
+
+def test_an_engine_that_loses_a_box_loses_no_step(monkeypatch):
+    monkeypatch.setattr(
+        radiomic, "on_rois", lambda rois, *_, **__: [Values({name: 1.0 for name in NAMES[:3]})] * (len(rois) - 1)
+    )
+    with FeatureQueue(NAMES, processes=1) as queue:
+        found = dict(queue.finish([(step, *case(step)) for step in range(5)]))
+        assert queue.notes == ["failed: RuntimeError: 0 answers to 1 boxes (5 steps)"]
+    assert sorted(found) == list(range(5)) and all(math.isnan(v) for values in found.values() for v in values.values())
+
+
+def test_closing_ends_the_thread_in_the_middle_of_a_batch():
+    queue = FeatureQueue(["all"], processes=1)
+    for step in range(30):
+        assert queue.offer(step, *case(step, size=40))
+    collect(queue, 1)
+    (thread,) = queue._threads
+    assert thread.is_alive()
+    began = time.monotonic()
+    queue.close()
+    assert time.monotonic() - began < 1.5
+    assert not queue.offer(99, *case(9)) and list(queue.finish([(99, *case(9))])) == []
+    thread.join(30)
+    assert not thread.is_alive() and len(queue.ready()) < 30
+    queue.close()
+
+
+def test_closing_does_not_wait_for_an_engine_that_does_not_look_up(monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(radiomic, "on_rois", lambda *_, **__: go.wait(30))
+    with FeatureQueue(NAMES, processes=1) as queue:
+        assert queue.offer(0, *case(0))
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.5 and queue.ready() == []
+    go.set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux")
+def test_the_thread_gives_way(monkeypatch):
+    seen = []
+    plain = radiomic.on_rois
+
+    def on_rois(*given, **options):
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return plain(*given, **options)
+
+    monkeypatch.setattr(radiomic, "on_rois", on_rois)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with FeatureQueue(NAMES, processes=1) as queue:
+        list(queue.finish([(0, *case(0))]))
+    assert seen == [min(before + 10, 19)] and os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 @posix
+def test_a_program_that_ends_without_closing_ends_well(tmp_path):
+    """While torch computes in the thread: a thread that Python ends inside it would take the process down."""
+    body = "for n in range(12):\n    queue.offer(20 + n, *case(n, 60))\ntime.sleep(1.5)\nprint('end', flush=True)\n"
+    process = script(tmp_path, body, {})
+    assert process.communicate(timeout=60)[0] == "end\n" and process.returncode == 0
+
+
+@pytest.mark.parametrize("options", [{"engine": "radiomics"}, {"bin_width": 0}, {"bin_count": -1}])
+def test_options_that_cannot_be_are_refused(options):
+    with pytest.raises(MedXAIError):
+        FeatureQueue(NAMES, options=options)
+
+
+@peer
+@posix
 def test_closing_ends_the_processes_at_once():
-    queue = FeatureQueue(["all"], processes=2)
+    queue = FeatureQueue(["all"], options=PEER, processes=2)
     for step in range(8):
         queue.offer(step, *case(step, size=40))
     collect(queue, 1)
@@ -197,40 +326,44 @@ def test_closing_ends_the_processes_at_once():
     queue.close()
 
 
+@peer
 @posix
 def test_a_queue_is_closed_when_its_block_ends_with_an_error():
-    with pytest.raises(KeyboardInterrupt), FeatureQueue(NAMES, processes=1) as queue:
+    with pytest.raises(KeyboardInterrupt), FeatureQueue(NAMES, options=PEER, processes=1) as queue:
         pids = queue.pids
         raise KeyboardInterrupt
     assert not any(alive(pid) for pid in pids)
 
 
+@peer
 @posix
 def test_a_process_that_dies_is_replaced_and_its_step_computed():
-    with FeatureQueue(NAMES, processes=1, capacity=20) as queue:
+    with FeatureQueue(NAMES, options=PEER, processes=1, capacity=20) as queue:
         for step in range(10):
             assert queue.offer(step, *case(step))
         (pid,) = queue.pids
         os.kill(pid, signal.SIGKILL)
         found = collect(queue, 10)
         assert queue.pids != [pid]
-    assert found == {step: expected(step) for step in range(10)}
+    assert found == {step: expected(step, PEER) for step in range(10)}
 
 
+@peer
 @posix
 def test_a_step_that_kills_every_process_becomes_nan_with_a_note(monkeypatch):
-    from MedXAILib.features import beside
+    from MedXAILib.features import children
 
-    monkeypatch.setattr(beside, "_START", "import os; os._exit(3)")
-    with FeatureQueue(NAMES, processes=1) as queue:
+    monkeypatch.setattr(children, "_START", "import os; os._exit(3)")
+    with FeatureQueue(NAMES, options=PEER, processes=1) as queue:
         found = dict(queue.finish([(0, *case(0)), (1, *case(1))]))
         assert len(queue.notes) == 1 and queue.notes[0].startswith("died: ") and "(2 steps)" in queue.notes[0]
     assert set(found) == {0, 1} and all(math.isnan(value) for values in found.values() for value in values.values())
 
 
+@peer
 @posix
 def test_children_are_light_single_threaded_and_polite():
-    with FeatureQueue(["all"], processes=1) as queue:
+    with FeatureQueue(["all"], options=PEER, processes=1) as queue:
         queue.offer(0, *case(0, size=20))
         collect(queue, 1)
         (pid,) = queue.pids
@@ -241,7 +374,7 @@ def test_children_are_light_single_threaded_and_polite():
             assert "torch" not in maps and "SimpleITK" in maps
 
 
-def script(tmp_path, body):
+def script(tmp_path, body, engine=PEER):
     """Run a script without a main guard, as a user writes one, in a process group of its own."""
     path = tmp_path / "script.py"
     path.write_text(
@@ -251,11 +384,11 @@ def script(tmp_path, body):
             import time
             from MedXAILib.features import FeatureQueue
             from test_features_queue import case, NAMES
-            queue = FeatureQueue(NAMES, processes=2, capacity=50)
+            queue = FeatureQueue(NAMES, options={engine!r}, processes=2, capacity=50)
             for step in range(20):
                 queue.offer(step, *case(step))
             """
-        ).format(root=str(ROOT), tests=str(Path(__file__).parent))
+        ).format(root=str(ROOT), tests=str(Path(__file__).parent), engine=engine)
         + textwrap.dedent(body)
     )
     return subprocess.Popen(
@@ -265,11 +398,12 @@ def script(tmp_path, body):
 
 
 @posix
-def test_a_script_without_a_main_guard_runs_once(tmp_path):
-    process = script(tmp_path, "print(len(list(queue.finish())), flush=True); queue.close()")
+def test_a_script_without_a_main_guard_runs_once(tmp_path, engine):
+    process = script(tmp_path, "print(len(list(queue.finish())), flush=True); queue.close()", engine)
     assert process.communicate(timeout=60)[0] == "20\n" and process.returncode == 0
 
 
+@peer
 @posix
 @pytest.mark.parametrize("how", ["kill", "exit", "forked"])
 def test_no_child_outlives_its_parent(tmp_path, how):
@@ -289,6 +423,7 @@ def test_no_child_outlives_its_parent(tmp_path, how):
     process.stdout.close()
 
 
+@peer
 @posix
 def test_ctrl_c_is_the_parents_and_leaves_nothing(tmp_path):
     """Ctrl-C reaches the whole group: the children do not die of it, and the parent's way out ends them."""

@@ -251,7 +251,12 @@ def test_what_is_missing_is_said_in_one_sentence():
     have["pyradiomics"] = ""
     packages = environment.withVersions(have)
     assert "pyradiomics" not in environment.missing(packages)
-    assert "the dream still runs" in environment.withoutFeatures(packages)
+    for engine in ("auto", "builtin"):
+        assert environment.withoutEngine(packages, engine) == ""
+    told = environment.withoutEngine(packages, "pyradiomics")
+    assert "choose auto" in told and "SlicerRadiomics" in told and "pip install" in told
+    assert environment.withoutEngine(environment.withVersions({"pyradiomics": "3.0.1"}), "pyradiomics") == ""
+    assert environment.withoutEngine([], "pyradiomics") == ""  # nobody has looked yet
 
 
 def test_the_probe_answers_without_importing_what_it_looks_for():

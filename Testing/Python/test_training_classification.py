@@ -11,12 +11,12 @@ from torch import nn
 
 from MedXAILib import cli
 from MedXAILib.errors import MedXAIError
-from MedXAILib.evaluation.resume import Log
 from MedXAILib.evaluation.statistics import wilson
 from MedXAILib.explanation import run
 from MedXAILib.models import load, prepare
 from MedXAILib.models.networks import NETWORKS
 from MedXAILib.package import Package, from_json
+from MedXAILib.resume import Log
 from MedXAILib.training import classifiers
 from MedXAILib.training.classification import train_classifier
 from MedXAILib.training.classifier_judging import accuracies, confusion, landmark_rows, probabilities

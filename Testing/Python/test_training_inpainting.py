@@ -11,11 +11,11 @@ from torch import nn
 
 from MedXAILib import cli
 from MedXAILib.errors import MedXAIError
-from MedXAILib.evaluation.resume import Log
 from MedXAILib.explanation import run
 from MedXAILib.models import load
 from MedXAILib.models.networks import NETWORKS
 from MedXAILib.package import Package, write_package
+from MedXAILib.resume import Log
 from MedXAILib.training.holes import _cluster, blocks, random_holes
 from MedXAILib.training.images import kept_back
 from MedXAILib.training.inpainter_judging import auc, components, covered, judge_inpainter, roc

@@ -102,7 +102,22 @@ class ApplyTest(PanelCase):
         )
         self.panel._onEnvironment()
         self.assertIn("lacks torch", self.control.reason)
-        self.assertIn("pyradiomics", self.panel.featuresLabel.text)
+        self.assertNotIn("pyradiomics", self.control.reason)
+
+    def test_engine_that_is_missing(self):
+        from MedXAILib.panel import environment
+
+        self.panel.environment.packages = environment.withVersions(
+            {p.name: "99" for p in environment.NEEDED if not p.optional}
+        )
+        self.panel._onEnvironment()
+        self.assertEqual(self.control.reason, "")  # curves need no pyradiomics
+        self.panel.parameters.engine = "pyradiomics"
+        self.panel._check()
+        self.assertIn("choose auto", self.control.reason)
+        self.panel.parameters.engine = "builtin"
+        self.panel._check()
+        self.assertEqual(self.control.reason, "")
 
 
 class VoxelTest(PanelCase):

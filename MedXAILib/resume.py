@@ -1,14 +1,15 @@
-"""Results that outlive a stop: a folder that is complete or not there, and beside it what is finished so far."""
+"""Results that outlive a stop: a folder or file that is complete or not there, and beside it what is finished so far."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
-from ..errors import MedXAIError
-from ..explanation import Step, part
-from ..files import alone, check_new_folder, disk_error, partial_of, plain
+from .errors import MedXAIError
+from .explanation import Step, part
+from .files import alone, check_new_folder, disk_error, partial_of, plain
 
 
 @contextlib.contextmanager
@@ -23,15 +24,37 @@ def resumable(folder):
         When the folder exists already, another process works on it, it cannot be made, or the disk is full (``kind="disk"``; what is finished stays).
     """
     check_new_folder(folder)
-    folder, partial = Path(folder).absolute(), partial_of(folder)
+    with _held(folder, "output folder") as partial:
+        yield partial
+        partial.rename(Path(folder).absolute())
+
+
+@contextlib.contextmanager
+def resumable_file(path):
+    """The folder ``.NAME.partial`` beside a file for what is finished; it is gone when the block ends well, with the file written, and stays after a stop.
+
+    Raises
+    ------
+    MedXAIError
+        As `resumable`; a file that exists is for the caller to refuse.
+    """
+    with _held(path, "output file") as partial:
+        yield partial
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(output, what):
+    output, partial = Path(output).absolute(), partial_of(output)
     made = [one for one in (partial, *partial.parents) if not one.exists()]
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with alone(partial, f"Another process is working on '{folder}'; wait for it, stop it, or choose another output folder."):  # fmt: skip
+        with alone(
+            partial, f"Another process is working on '{output}'; wait for it, stop it, or choose another {what}."
+        ):
             yield partial
-            partial.rename(folder)
     except OSError as error:
-        raise _with_hint(disk_error(error, folder), partial) from error
+        raise _with_hint(disk_error(error, output), partial) from error
     except MedXAIError as error:
         raise _with_hint(error, partial) from None
     finally:
@@ -132,16 +155,7 @@ def each_case(listed, log: Log, skipped: dict, work, point, keep=lambda row: Tru
     rows, resumed : list of dict, int
         With ``case`` and ``files``, in the order listed; and how many were in the log.
     """
-    known = {_key(row["files"]): row for row in log.rows}
-    rows, order, todo = [], {}, []
-    for name, *paths in listed:
-        name = f"{name} ({len(order) + 1})" if name in order else name  # the same name in two layouts
-        order[name] = len(order)
-        files = [_identity(path) for path in paths]
-        if _key(files) in known:
-            rows.append(known[_key(files)] | {"case": name})
-        else:
-            todo.append((name, paths, files))
+    rows, order, todo = _left(listed, log)
     for done, (name, paths, files) in enumerate(todo):
         told, points = f"Case {len(listed) - len(todo) + done + 1} of {len(listed)}: {name}", ()
         try:
@@ -161,6 +175,41 @@ def each_case(listed, log: Log, skipped: dict, work, point, keep=lambda row: Tru
     return rows, len(listed) - len(todo)
 
 
+def cases_together(listed, log: Log, skipped: dict, work):
+    """As `each_case`, for cases that are computed side by side; neither order nor names depend on which is ready first.
+
+    Parameters
+    ----------
+    listed, log, skipped
+        As in `each_case`.
+    work : callable
+        ``work([paths, …])``, a generator of (number of the case, its row or the reason why it has none) as they come.
+
+    Yields
+    ------
+    Step
+
+    Returns
+    -------
+    rows, resumed : list of dict, int
+    """
+    rows, order, todo = _left(listed, log)
+    done, reasons = len(rows), {}
+    with contextlib.closing(work([paths for _, paths, _ in todo])) as found:
+        for number, one in found:
+            name, _, files = todo[number]
+            if isinstance(one, str):
+                reasons[name] = one
+            else:
+                rows.append({"case": name, "files": files, **one})
+                log.add(rows[-1])
+            done += 1
+            yield Step(done / len(listed), f"Case {done} of {len(listed)}: {name}")
+    skipped.update((name, reasons[name]) for name in order if name in reasons)
+    rows.sort(key=lambda row: order[row["case"]])
+    return rows, len(listed) - len(todo)
+
+
 def none_used(skipped: dict, untried, folder) -> MedXAIError:
     """What to say when no case could be used; ``untried``: names that were skipped before one was tried."""
     # What stopped a case that was tried says more than an image without a mask.
@@ -168,6 +217,21 @@ def none_used(skipped: dict, untried, folder) -> MedXAIError:
     return MedXAIError(
         f"None of the {len(skipped)} cases in '{folder}' could be used (the first: {first[0]}: {first[1]})."
     )
+
+
+def _left(listed, log):
+    """Rows that the log holds, the place of each case by its name, and (name, paths, files) of those that are left."""
+    known = {_key(row["files"]): row for row in log.rows}
+    rows, order, todo = [], {}, []
+    for name, *paths in listed:
+        name = f"{name} ({len(order) + 1})" if name in order else name  # the same name in two layouts
+        order[name] = len(order)
+        files = [_identity(path) for path in paths]
+        if _key(files) in known:
+            rows.append(known[_key(files)] | {"case": name})
+        else:
+            todo.append((name, paths, files))
+    return rows, order, todo
 
 
 def _identity(path: Path) -> list:

@@ -1,0 +1,82 @@
+"""`medxai reproduce`: the controlled experiments of a paper on data made by code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from . import settings
+from .cli_parts import CANCELLED, DONE, Parser, Progress, add_settings, tell
+from .errors import MedXAIError
+
+
+def reproduce_parser(commands):
+    """Add the command; what it runs is imported when it runs."""
+    from .demo.reproduce_settings import QUICK, ReproduceSettings
+
+    reproduce = commands.add_parser(
+        "reproduce", help="a paper's controlled experiments on data made by code"
+    ).add_subparsers(dest="what", required=True, parser_class=Parser, metavar="COMMAND")
+    about = "the DeepDream paper (Couteaux et al. 2019, Fig. 4 and 5): does a dream show what a network relies on? One table, one picture"
+    dream = reproduce.add_parser("dream", help=about, description=about, conflict_handler="resolve")
+    dream.add_argument("--output", type=Path, required=True, help="a new folder; a run that was stopped goes on")
+    dream.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    told = ", ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in QUICK.items())
+    group = dream.add_argument_group("settings")
+    add_settings(group, ReproduceSettings)
+    group.add_argument("--quick", action="store_true", help=f"a look in ten minutes, no figures to quote: {told}")
+    for one in settings.about(ReproduceSettings):
+        if one.name in ("seeds", "probabilities"):  # as words of their own, or with commas
+            default = " ".join(f"{v:g}" for v in one.default)
+            group.add_argument(one.option, nargs="+", metavar="N", default=None, help=f"{one.help} [{default}]".replace("%", "%%"))  # fmt: skip
+    dream.set_defaults(call=_dream, parser=dream)
+
+
+def _words(value) -> str:
+    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}"
+
+
+def chosen_of(options):
+    """The settings that a command names, those of ``--quick`` below them."""
+    from .demo.reproduce_settings import QUICK, ReproduceSettings
+
+    chosen = {}
+    for one in settings.about(ReproduceSettings):
+        value = getattr(options, one.name, None)
+        if value is not None:
+            chosen[one.name] = ",".join(value) if isinstance(value, list) else value
+    return ReproduceSettings(**(QUICK if options.quick else {}) | chosen)
+
+
+def _dream(options) -> int:
+    from . import output
+    from .resume import resumable
+
+    wanted, progress, kept = chosen_of(options), Progress(options.json), 0
+    from .demo.reproduce import LOG, reproduce_dream
+    from .demo.reproduce_page import reproduce_picture
+
+    try:
+        with resumable(options.output) as folder:
+            log = folder / LOG
+            try:
+                explanation = progress.drive(reproduce_dream(folder, wanted))
+                explanation.provenance["command"] = ["medxai", *options.arguments]
+                try:
+                    reproduce_picture(explanation, folder / "report.png")
+                except MedXAIError as error:
+                    explanation.notes.append(f"report.png was not written: {error.message}")
+                output.write(explanation, [], [], folder, scene=False)
+            finally:
+                kept = len(log.read_bytes().splitlines()) - 1 if log.exists() else 0
+    except KeyboardInterrupt:
+        if not kept:
+            raise
+        print(
+            f"medxai: cancelled; {kept} finished networks and dreams are kept, and the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return CANCELLED
+    progress.end()
+    tell(explanation, options.output, False, options.json)
+    return DONE

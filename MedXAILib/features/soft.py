@@ -1,0 +1,219 @@
+"""Features that can be differentiated, of an image and a soft mask: how a feature would change if every voxel changed a little.
+
+With a mask of zeros and ones the first-order features are those of `firstorder`, but for entropy and uniformity. These two and the
+co-occurrence features are a variant: an intensity between the centres of two bins belongs to both, the more to the nearer (linear), and
+pairs count by the product of their weights. ``soft_volume`` is the sum of the mask's weights in mm³.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+from ..errors import MedXAIError, nearest
+from .grey import directions
+from .names import ALIASES, CLASSES
+from .texture import EPS, Cooccurrence
+
+VOLUME = "soft_volume"
+#: Full names of what can be differentiated.
+SOFT = (VOLUME, *CLASSES["firstorder"], *(name for name in CLASSES["glcm"] if name != "glcm_MCC"))
+_MOST_BINS = 256  # of soft bins
+
+
+def resolve_soft(names) -> list[str]:
+    """Full names of differentiable features, each once; classes and aliases as `resolve` takes them.
+
+    Raises
+    ------
+    MedXAIError
+        For a name that is not one of `SOFT`, or a class of them.
+    """
+    found: dict[str, None] = {}
+    for asked in names:
+        name = ALIASES.get(asked.strip(), asked.strip())
+        some = [one for one in SOFT if one == name or one.startswith(name + "_")] if name else []
+        if name and not some:
+            raise MedXAIError(
+                f"'{asked.strip()}' has no gradient to follow{nearest(name, SOFT)}; use {VOLUME}, 'firstorder', 'glcm' or names of these"
+                " classes (all but glcm_MCC)."
+            )
+        found.update(dict.fromkeys(some))
+    return list(found)
+
+
+class Soft:
+    """Differentiable features of one image and soft mask, each made when it is asked for.
+
+    Parameters
+    ----------
+    image : Tensor, shape (*spatial), two or three axes
+        Intensities, in the units of ``bin_width``.
+    weight : Tensor, same shape
+        How much of each voxel belongs to the mask, 0 to 1.
+    voxel : float
+        Volume of a voxel in mm³.
+    bin_width, bin_count
+        As in `compute`. The range that a count divides is that of the voxels above half of the mask's greatest weight; it is not
+        differentiated. With a width the lowest bin is the lowest that a voxel belongs to, be it by a little.
+    """
+
+    def __init__(self, image, weight, *, voxel: float = 1.0, bin_width: float = 25.0, bin_count: int = 0):
+        self._grid, self._weights = image.double(), weight.double()
+        inside = self._weights > 1e-6
+        self._x, self._w, self._voxel = self._grid[inside], self._weights[inside], voxel
+        self._bins = (float(bin_width), int(bin_count))
+
+    def feature(self, name: str):
+        """A feature of `SOFT`: a tensor of one number that can be differentiated; NaN where it is undefined."""
+        if not len(self._x):
+            return self._grid.new_tensor(float("nan"))
+        group, _, feature = name.partition("_")
+        if name == VOLUME:
+            return self._w.sum() * self._voxel
+        if group == "glcm":
+            return self._pairs.feature(feature)[0]
+        return getattr(self, "_" + feature)()
+
+    def _average(self, values):
+        return (self._w * values).sum() / self._w.sum()
+
+    @functools.cached_property
+    def _mean(self):
+        return self._average(self._x)
+
+    def _moment(self, power):
+        return self._average((self._x - self._mean) ** power)
+
+    @functools.cached_property
+    def _body(self):
+        """Intensities where the mask is above half of its greatest weight."""
+        return self._x[self._w > 0.5 * self._w.max()]
+
+    @functools.cached_property
+    def _ordered(self):
+        x, order = self._x.sort()
+        w = self._w[order]
+        return x, w.cumsum(0) - w  # the weight below each: with ones, its number
+
+    def _percentile(self, percent):
+        x, below = self._ordered
+        at = percent / 100 * (self._w.sum() - 1).clamp(min=0)
+        upper = int(torch.searchsorted(below.detach(), at.detach(), right=True).clamp(1, max(len(x) - 1, 1)))
+        if len(x) == 1:
+            return x[0]
+        share = (at - below[upper - 1]) / (below[upper] - below[upper - 1])
+        return x[upper - 1] + share.clamp(0, 1) * (x[upper] - x[upper - 1])
+
+    @functools.cached_property
+    def _memberships(self):
+        """Of each voxel of the grid: the lower of its two bins (from 0) and the share of the upper one; and the number of bins."""
+        width, count = self._bins
+        x = (self._body if count else self._x).detach()
+        low, high = float(x.min()), float(x.max())
+        if count:
+            low, width = (low, (high - low) / count) if high > low else (low - 0.5, 1.0)
+        else:  # all bins that anything belongs to, so that nothing jumps when the range grows
+            low = math.floor(low / width - 0.5) * width
+            count = math.ceil((high - low) / width - 0.5) + 1 if (high - low) / width < _MOST_BINS else _MOST_BINS + 1
+        if count > _MOST_BINS:
+            return None
+        at = ((self._grid - low) / width - 0.5).clamp(0, max(count - 1, 0))
+        lower = at.detach().floor().clamp(max=max(count - 2, 0))
+        return lower.long(), at - lower, count
+
+    @functools.cached_property
+    def _shares(self):
+        found = self._memberships
+        if found is None:
+            return self._grid.new_full((1,), float("nan"))
+        lower, upper, count = found
+        histogram = self._grid.new_zeros(count + 1)
+        histogram = histogram.index_add(0, lower.flatten(), ((1 - upper) * self._weights).flatten())
+        histogram = histogram.index_add(0, lower.flatten() + 1, (upper * self._weights).flatten())
+        return histogram / self._weights.sum()
+
+    @functools.cached_property
+    def _pairs(self):
+        found, grid = self._memberships, self._grid
+        if found is None:
+            return Cooccurrence(grid.new_full((1, 1, 1, 1), float("nan")), grid.new_ones(1, 1))
+        lower, upper, count = found
+        shape = grid.shape if grid.ndim == 3 else (1, *grid.shape)
+        lower, upper, weight = (one.reshape(shape) for one in (lower, upper, self._weights))
+        side, matrices = count + 1, []
+        for step in directions(grid.ndim):
+            here, there = zip(
+                *((slice(max(-s, 0), n - max(s, 0)), slice(max(s, 0), n - max(-s, 0))) for s, n in zip(step, shape))
+            )
+            both = weight[here] * weight[there]
+            matrix = grid.new_zeros(side * side)
+            for a in (0, 1):
+                for b in (0, 1):
+                    share = (upper[here] if a else 1 - upper[here]) * (upper[there] if b else 1 - upper[there])
+                    code = (lower[here] + a) * side + lower[there] + b
+                    matrix = matrix.index_add(0, code.flatten(), (both * share).flatten())
+            matrices.append(matrix.view(side, side)[:count, :count])
+        pairs = torch.stack(matrices)[None]
+        grey = torch.arange(1, count + 1, dtype=torch.float64, device=grid.device)[None]
+        return Cooccurrence(pairs + pairs.transpose(2, 3), grey)
+
+    def _Energy(self):
+        return (self._w * self._x**2).sum()
+
+    def _TotalEnergy(self):
+        return self._Energy() * self._voxel
+
+    def _RootMeanSquared(self):
+        return self._average(self._x**2).sqrt()
+
+    def _Entropy(self):
+        return -(self._shares * torch.log2(self._shares + EPS)).sum()
+
+    def _Uniformity(self):
+        return (self._shares**2).sum()
+
+    def _Minimum(self):
+        return self._body.min()
+
+    def _Maximum(self):
+        return self._body.max()
+
+    def _Range(self):
+        return self._body.max() - self._body.min()
+
+    def _10Percentile(self):
+        return self._percentile(10)
+
+    def _90Percentile(self):
+        return self._percentile(90)
+
+    def _InterquartileRange(self):
+        return self._percentile(75) - self._percentile(25)
+
+    def _Median(self):
+        return self._percentile(50)
+
+    def _Mean(self):
+        return self._mean
+
+    def _MeanAbsoluteDeviation(self):
+        return self._average((self._x - self._mean).abs())
+
+    def _RobustMeanAbsoluteDeviation(self):
+        low, high = self._percentile(10).detach(), self._percentile(90).detach()
+        inner = (self._x >= low) & (self._x <= high)
+        x, w = self._x[inner], self._w[inner]
+        mean = (w * x).sum() / w.sum()
+        return (w * (x - mean).abs()).sum() / w.sum()
+
+    def _Skewness(self):
+        return self._moment(3) / self._moment(2) ** 1.5
+
+    def _Kurtosis(self):
+        return self._moment(4) / self._moment(2) ** 2
+
+    def _Variance(self):
+        return self._moment(2)
