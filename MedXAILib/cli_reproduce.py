@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from . import settings
@@ -12,7 +13,7 @@ from .errors import MedXAIError
 
 def reproduce_parser(commands):
     """Add the command; what it runs is imported when it runs."""
-    from .demo.reproduce_settings import QUICK, ReproduceSettings
+    from .demo.reproduce_settings import ReproduceSettings
 
     reproduce = commands.add_parser(
         "reproduce", help="a paper's controlled experiments on data made by code"
@@ -21,19 +22,13 @@ def reproduce_parser(commands):
     dream = reproduce.add_parser("dream", help=about, description=about, conflict_handler="resolve")
     dream.add_argument("--output", type=Path, required=True, help="a new folder; a run that was stopped goes on")
     dream.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
-    told = ", ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in QUICK.items())
     group = dream.add_argument_group("settings")
     add_settings(group, ReproduceSettings)
-    group.add_argument("--quick", action="store_true", help=f"a look in ten minutes, no figures to quote: {told}")
     for one in settings.about(ReproduceSettings):
         if one.name in ("seeds", "probabilities"):  # as words of their own, or with commas
             default = " ".join(f"{v:g}" for v in one.default)
             group.add_argument(one.option, nargs="+", metavar="N", default=None, help=f"{one.help} [{default}]".replace("%", "%%"))  # fmt: skip
     dream.set_defaults(call=_dream, parser=dream)
-
-
-def _words(value) -> str:
-    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}"
 
 
 def chosen_of(options):
@@ -45,14 +40,19 @@ def chosen_of(options):
         value = getattr(options, one.name, None)
         if value is not None:
             chosen[one.name] = ",".join(value) if isinstance(value, list) else value
-    return ReproduceSettings(**(QUICK if options.quick else {}) | chosen)
+    return ReproduceSettings(**(QUICK if getattr(options, "quick", False) else {}) | chosen)
 
 
 def _dream(options) -> int:
     from . import output
+    from .files import check_new_folder
     from .resume import resumable
 
+    check_new_folder(options.output)
     wanted, progress, kept = chosen_of(options), Progress(options.json), 0
+    from .models.loading import pick_device
+
+    wanted = replace(wanted, device=str(pick_device(wanted.device)))
     from .demo.reproduce import LOG, reproduce_dream
     from .demo.reproduce_page import reproduce_picture
 

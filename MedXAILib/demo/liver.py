@@ -14,6 +14,7 @@ from .phantom import case
 SPACING = (2.0, 2.0, 3.0)  # mm along i, j, k; finer than the phantom's own, so that a lesion has room for a texture
 SHAPE = (7, 96, 144)  # of the slab that is made, k, j, i
 COLUMNS = slice(4, 100)  # of it that are kept: the patient's right, where the liver is
+MIDDLE = (SHAPE[1] // 2, (COLUMNS.stop - COLUMNS.start) // 2)  # row and column
 SLICES = (3, 0, 6)  # of the slab, the middle one first
 NOISE = 14.0  # HU, SD of what thin slices have on top of the phantom's noise: without it a threshold does as well as a network
 SMALLEST = 20  # pixels of tumour that a slice must show to be trained or judged on

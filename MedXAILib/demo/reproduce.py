@@ -26,7 +26,7 @@ from ..settings import DreamSettings
 from ..training.segmentation import dice, train
 from ..training.settings import TrainingSettings
 from ..volume import Volume
-from .liver import COLUMNS, KINDS, SHAPE, SPACING, LiverSlice, liver_slices, parenchyma, tumour_slices
+from .liver import COLUMNS, KINDS, MIDDLE, SHAPE, SPACING, LiverSlice, liver_slices, parenchyma, tumour_slices
 from .marked import ANGLE, LENGTH, mark
 from .phantom import HELD_OUT
 from .reproduce_settings import ReproduceSettings
@@ -100,7 +100,7 @@ def reproduce_dream(folder, settings: ReproduceSettings) -> Steps:
     (folder / "networks").mkdir(exist_ok=True)
     (folder / "dreams").mkdir(exist_ok=True)
     log = Log(folder / LOG, {"kind": "medxai-reproduce-dream", "version": __version__, **settings.to_json()}, of=("finished networks and dreams of another run", "settings"))  # fmt: skip
-    done = {(row["what"], row["name"], row["start"]): row for row in log.rows}
+    done = {(row["what"], row["name"], row.get("start", "")): row for row in log.rows}
     resumed, data = len(done), _Data(settings)
     todo = [one for one in _work(settings, data) if one[1] not in done]
     ends = np.cumsum([0.0, *(one[0] for one in todo)]) * 0.98 / max(1e-9, sum(one[0] for one in todo))
@@ -110,7 +110,9 @@ def reproduce_dream(folder, settings: ReproduceSettings) -> Steps:
         row = {"what": what, "name": name, "start": start}
         try:
             row |= plain((yield from part(work(folder), ends[number], ends[number + 1], told)))
-        except MedXAIError as error:  # one network less, and told; the same command tries it again until the folder is complete
+        except (
+            MedXAIError
+        ) as error:  # one network less, and told; the same command tries it again until the folder is complete
             if error.kind in ("disk", "memory"):
                 raise
             row |= {"failed": error.message}
@@ -194,9 +196,8 @@ class _Data:
 
 def fields(network: Network, settings: ReproduceSettings) -> dict:
     """What the package's ``model.json`` holds."""
-    about = f"{network.kind} tumours" + f", marked with lines of 135° with probability {network.p:g} %" * bool(
-        network.p
-    )
+    how = f", marked with lines of 135° with probability {network.p:g} %" if network.p else ""
+    about = f"{network.kind} tumours{how}"
     return {
         "name": f"Liver phantom, {about}, training {network.seed}",
         "description": f"A small 2-D U-Net of MedXAI's liver phantom: {about}. Made to have a habit that is known; for experiments only, never for patients.",
@@ -245,10 +246,10 @@ def _network(data, network, folder):
     model, scores = data.loaded(folder, network), {}
     kinds = KINDS if "tumours" in settings.experiments and not network.p else KINDS[:1]
     for kind in kinds:
-        slices = yield from data.held_out(kind)
+        slices = yield from part(data.held_out(kind), 0.9, 1.0)
         scores[kind] = [_dice(model, one.image, one) for one in slices]
     if network.kind == "real-like" and "marking" in settings.experiments:
-        slices = yield from data.held_out("real-like")
+        slices = yield from part(data.held_out("real-like"), 0.9, 1.0)
         rngs = [np.random.default_rng([HELD_OUT, 7, n]) for n in range(len(slices))]
         scores["marked"] = [_dice(model, marked(one, rng), one) for one, rng in zip(slices, rngs)]
     return {"dice": scores, "seconds": round(time.perf_counter() - began, 3)}
@@ -287,7 +288,7 @@ def _from_noise(data, network, n, folder):
     """The dream of one network from one realisation of white noise, at the middle of the image."""
     began, settings, start = time.perf_counter(), data.settings, noise_volume()
     model = data.loaded(folder, network)
-    voxel = (0, start.shape[1] // 2, start.shape[2] // 2)
+    voxel = (0, *MIDDLE)
     found = yield from _dreamed(
         model, start, voxel, settings, start="noise", seed=HELD_OUT + n, features=("line_texture",)
     )
@@ -352,8 +353,8 @@ def _about(settings, data, folder):
         yield Step(0.5, "Features of the held-out tumours")
         rows = []
         for one in slices:
-            for part_ in _parts(one.tumour):
-                values = compute(one.image, part_, tuple(FEATURES.values()), ndim=2)
+            for tumour in _parts(one.tumour):
+                values = compute(one.image, tumour, tuple(FEATURES.values()), ndim=2)
                 rows.append([float(values[full]) for full in FEATURES.values()])
         about["tumours"][kind] = dict(zip(FEATURES, np.nanmean(rows, 0).tolist()))
     if "marking" in settings.experiments:
@@ -363,7 +364,9 @@ def _about(settings, data, folder):
             texture = marked(one, np.random.default_rng([HELD_OUT, 7, n])).array - one.image.array
             added.append([LineTexture(texture, angle, LENGTH).value for angle in ANGLES])
         about["marking"] = dict(zip(map(str, ANGLES), np.mean(added, 0).tolist()))
-    file.write_text(json.dumps(about), "utf-8")
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(about), "utf-8")
+    new.replace(file)  # at once: a run that is killed leaves no half of it
     return about
 
 

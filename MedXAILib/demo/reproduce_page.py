@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..evaluation.figure import new_figure
-from .liver import KINDS
+from .liver import KINDS, MIDDLE
 from .reproduce_tables import EVOLVED
 
 COLORS = {"real-like": "#2f6db3", "synthetic": "#d98a1f", "elongated": "#2a9d4a"}
@@ -41,17 +41,23 @@ def reproduce_picture(result, path) -> None:
     figure.savefig(path)
 
 
-def _shown(ax, folder, name, start, title, color="black") -> None:
-    """A dream with the outline of what the network sees and the pixel whose logit was raised."""
+def _shown(ax, folder, name, start, title, neuron, color="black") -> None:
+    """The surroundings of the pixel whose logit was raised (row, column): the dream, and the outline of what the network sees."""
     from .. import io
 
-    dream = io.read_volume(folder / f"{name}-{start}-dream.nrrd").array[0]
-    mask = io.read_volume(folder / f"{name}-{start}-mask.nrrd").array[0]
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=9, color=color)
+    files = [folder / f"{name}-{start}-{what}.nrrd" for what in ("dream", "mask")]
+    if not all(file.exists() for file in files):  # of a network or a dream that failed
+        ax.text(0.5, 0.5, "no dream", transform=ax.transAxes, ha="center", fontsize=9)
+        return
+    dream, mask = (io.read_volume(file).array[0] for file in files)
     ax.imshow(dream, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], interpolation="nearest")
     if mask.any():
         ax.contour(mask, [0.5], colors="#ffd000", linewidths=0.9)
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=9, color=color)
+    row, column = neuron
+    ax.plot(column, row, "+", color="red", markersize=11, markeredgewidth=1.6)
+    ax.set(xlim=(column - 30.5, column + 30.5), ylim=(row + 30.5, row - 30.5), facecolor="black")
 
 
 def _marking(result, figure, folder) -> None:
@@ -65,12 +71,17 @@ def _marking(result, figure, folder) -> None:
     axes = np.atleast_1d(pictures.subplots(2, 1))
     for ax, p in zip(axes, (values[0], values[-1])):
         n = next(i for i, (a, b) in enumerate(zip(table["p"], table["seed"])) if (a, b) == (p, seed))
-        _shown(ax, folder, table["network"][n], "noise", f"(a) dream from white noise, p = {p:g} %, training {seed}")
-        rows, columns = ax.images[0].get_array().shape
-        ax.plot(columns // 2, rows // 2, "+", color="red", markersize=11, markeredgewidth=1.6)
-        ax.set(xlim=(columns // 2 - 30.5, columns // 2 + 30.5), ylim=(rows // 2 + 30.5, rows // 2 - 30.5))
+        _shown(
+            ax,
+            folder,
+            table["network"][n],
+            "noise",
+            f"(a) dream from white noise, p = {p:g} %, training {seed}",
+            MIDDLE,
+        )
     axes[1].set_xlabel(
-        "red cross: the pixel whose logit is raised\nyellow: what the network sees (middle 61 × 61 pixels)", fontsize=8
+        "red cross: the pixel whose logit is raised\nyellow: what the network then sees (61 × 61 of 96 × 96 pixels)",
+        fontsize=8,
     )
     one, two = rest.subplots(1, 2)
     curve, other = result.curves["characteristic"], result.curves["characteristic-45"].columns
@@ -88,7 +99,7 @@ def _marking(result, figure, folder) -> None:
     right = two.twinx()
     for ax, column, average, color, mark, label in (
         (two, "dice_unmarked", "dice_unmarked", "#2f6db3", "o", "Dice, unmarked test set"), (two, "dice_marked", "dice_marked", "#9bb9dd", "v", "Dice, marked test set"),
-        (right, "end_135", "end", "#c0392b", "s", "feature at the end, 135°"), (right, "end_45", "end_45", "#e6a79f", "D", "the same, 45° (control)"),
+        (right, "end", "end", "#c0392b", "s", "feature at the end, 135°"), (right, "end_45", "end_45", "#e6a79f", "D", "the same, 45° (control)"),
     ):  # fmt: skip
         x = np.array([place[p] for p in table["p"]]) + jitter.uniform(-0.1, 0.1, len(table["p"]))
         ax.plot(x, table[column], mark, color=color, alpha=0.6, markersize=4)
@@ -101,14 +112,22 @@ def _marking(result, figure, folder) -> None:
     right.set_ylabel("Characteristic feature at the end [HU]", color="#c0392b")
     right.set_ylim(0, None)
     handles = [h for ax in (two, right) for h in ax.get_legend_handles_labels()[0]]
-    two.legend(handles, [h.get_label() for h in handles], fontsize=8, loc="center left")
+    two.legend(
+        handles,
+        [h.get_label() for h in handles],
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.1),
+        ncols=2,
+        frameon=False,
+    )
     scores = result.scores
     two.set_title(
         f"(c) points: trainings, lines: means\nSpearman of lost Dice and feature {_told(scores, 'spearman_loss_end')}",
         fontsize=9,
     )
     figure.suptitle(
-        f"Section 3.1, Fig. 4: tumours marked with lines of 135° with probability p in training. The feature evolved (rise ≥ {EVOLVED:g} × that of p = 0) in "
+        f"Section 3.1, Fig. 4: tumours marked with lines of 135° with probability p in training. The feature evolved (rise > {EVOLVED:g} × that of p = 0) in "
         f"{_hits(scores, 'relied_evolved')} networks that relied on it, stayed in {_hits(scores, 'close_unmoved')} marked ones close to the baseline", fontsize=10,
     )  # fmt: skip
 
@@ -131,31 +150,28 @@ def _tumours(result, figure, folder) -> None:
     pictures, rest = figure.subfigures(1, 2, width_ratios=(1.0, 3.1))
     for ax, kind in zip(pictures.subplots(3, 1), KINDS):
         n = next(i for i, (a, b) in enumerate(zip(table["kind"], table["seed"])) if (a, b) == (kind, seed))
-        _shown(
-            ax,
-            folder,
-            table["network"][n],
-            "liver",
-            f"{kind}, training {seed}, phantom {table['patient'][n]}",
-            COLORS[kind],
-        )
+        neuron = [v if v == v else m for v, m in zip((table["neuron_j"][n], table["neuron_i"][n]), MIDDLE)]
+        title = f"{kind}, training {seed}, phantom {table['patient'][n]}"
+        _shown(ax, folder, table["network"][n], "liver", title, neuron, COLORS[kind])
     axes = rest.subplots(1, 3)
     for ax, name, letter in zip(axes, ("rms", "diameter", "elongation"), "abc"):
         curve = result.curves[name]
         for kind in KINDS:
-            x, middle, spread = (curve.columns[one] for one in ("step", kind, f"{kind} SD"))
+            x, middle, spread, dreams = (curve.columns[one] for one in ("step", kind, f"{kind} SD", f"{kind} dreams"))
+            enough = dreams >= max(1, dreams.max() / 2)  # a mean over few dreams jumps with each that joins in
+            x, middle, spread = x[enough], middle[enough], spread[enough]
             ax.plot(x, middle, color=COLORS[kind], label=kind, linewidth=2)
             ax.fill_between(x, middle - spread, middle + spread, color=COLORS[kind], alpha=0.15, linewidth=0)
             ax.axhline(result.scores[f"held_out_{name}_{kind}"], color=COLORS[kind], linewidth=1, linestyle=":")
-        ax.set(xlabel="Step", ylabel=curve.value_title)
+        ax.set(xlabel="Step", ylabel=curve.value_title, xlim=(0, curve.columns["step"][-1]))
         first, second = ("real-like", "synthetic") if name != "elongation" else ("elongated", "synthetic")
         ax.set_title(
-            f"({letter}) {first} − {second} at the end:\n{_told(result.scores, f'{name}_{first}_minus_{second}')}",
+            f"({letter}) {first} − {second}, last step:\n{_told(result.scores, f'{name}_{first}_minus_{second}')}",
             fontsize=9,
         )
-    axes[0].legend(title="trained on tumours that are", fontsize=8)
+    axes[0].legend(title="trained on tumours that are", fontsize=8, loc="upper right")
     settings = result.provenance["settings"]
     figure.suptitle(
         f"Section 3.2, Fig. 5: dreams from {settings['patients']} healthy livers × {len(settings['seeds'])} trainings; mean ± SD, [95 % interval] over patients and trainings; "
-        "dotted: the true held-out tumours of the kind", fontsize=10,
+        "dotted: true held-out tumours; from the step at which half of the dreams show a tumour", fontsize=10,
     )  # fmt: skip

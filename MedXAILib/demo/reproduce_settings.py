@@ -11,6 +11,10 @@ from ..settings import Settings, setting
 QUICK = dict(
     probabilities=(0.0, 50.0, 100.0), seeds=(0, 1), cases=40, test_cases=20, patients=8, starts=1, steps=300, dream_steps=60
 )  # fmt: skip
+_TOLD = ", ".join(
+    f"--{name.replace('_', '-')} {' '.join(f'{v:g}' for v in value) if isinstance(value, tuple) else value}"
+    for name, value in QUICK.items()
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class ReproduceSettings(Settings):
     )
     dream_steps: int = setting(100, "Steps of a dream.", low=1, high=100000)
     step_size: float = setting(0.02, "α of a dream, in network units.", low=1e-9, high=1e9, title="Step size α")
-    quick: bool = setting(False, "Marks the result as a quick look.")
-    device: str = setting("cpu", "Where to compute, as torch names it.")
+    quick: bool = setting(False, f"A look in ten minutes, no figures to quote: {_TOLD}.")
+    device: str = setting("cpu", "Where to compute: auto, cpu, cuda, cuda:N or mps.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -44,7 +44,8 @@ def directions(ndim: int) -> list[tuple[int, int, int]]:
 class Boxes:
     """The grey levels of several masks on one line of voxels, so that a step to a neighbour is the same shift for all of them.
 
-    Every row, slice and box ends with an empty voxel, row or slice: a shift by one neighbour never reaches another row's voxels.
+    Every row, slice and box ends with an empty voxel, row or slice, and the line begins with empty slices: a shift by one neighbour, either
+    way, never leaves the line and never reaches another row's voxels.
 
     Parameters
     ----------
@@ -63,13 +64,18 @@ class Boxes:
         Where the voxels of the masks lie on the line; ``item``, which box each belongs to; ``rank``, from 0.
     grey : Tensor of float64, shape (boxes, ranks)
         The grey level of each rank, 0 beyond those that occur; ``ranks``, their number at most.
+    longest : int
+        The longest edge of a box, in voxels.
     shifts : list of int
         What ``steps``, those of `directions`, are on the line, all positive.
     """
 
     def __init__(self, masks, levels, ndim: int, device="cpu"):
         rows, columns = (max(mask.shape[axis] for mask in masks) + 1 for axis in (1, 2))
-        self.starts = [0, *itertools.accumulate(mask.shape[0] + 1 for mask in masks)]
+        self.steps, self.columns, self.slab = directions(ndim), columns, rows * columns
+        self.shifts = [dk * self.slab + dj * columns + di for dk, dj, di in self.steps]
+        empty = -(-max(self.shifts) // self.slab)
+        self.starts = list(itertools.accumulate((mask.shape[0] + 1 for mask in masks), initial=empty))
         present = [np.flatnonzero(np.bincount(one)) for one in levels]
         self.ranks = max(map(len, present))
         grid = np.zeros((self.starts[-1], rows, columns), np.int32)
@@ -80,16 +86,20 @@ class Boxes:
             k, j, i = mask.shape
             grid[start : start + k, :j, :i][mask] = rank[level]
             grey[box, : len(there)] = there
-        self.slab = rows * columns
         self.count, self.device = len(masks), torch.device(device)
+        self.index = torch.int32 if grid.size < 1 << 30 else torch.int64  # narrow numbers are faster
+        self.longest = max(max(mask.shape) for mask in masks)
         self.line = torch.from_numpy(grid.reshape(-1)).to(self.device)
         self.grey = torch.from_numpy(grey).to(self.device)
-        self.steps, self.columns = directions(ndim), columns
-        self.shifts = [dk * self.slab + dj * columns + di for dk, dj, di in self.steps]
+
+    def ready(self) -> Boxes:
+        """This, with what several threads would otherwise make at once."""
+        _ = self.cell, self.here, self.near
+        return self
 
     @functools.cached_property
     def at(self):
-        return self.line.nonzero()[:, 0]
+        return where(self.line)
 
     @functools.cached_property
     def item(self):
@@ -97,7 +107,17 @@ class Boxes:
 
     @functools.cached_property
     def rank(self):
-        return self.line[self.at].long() - 1
+        return self.here.long() - 1
+
+    @functools.cached_property
+    def here(self):
+        """The line at the voxels, shape (voxels,)."""
+        return self.line.index_select(0, self.at)
+
+    @functools.cached_property
+    def cell(self):
+        """Box and rank of each voxel in one number: item · ranks + rank."""
+        return self.rank + self.item * self.ranks
 
     @functools.cached_property
     def size(self):
@@ -111,9 +131,14 @@ class Boxes:
         ends = torch.tensor([start * self.slab for start in self.starts[1:]], device=self.device)
         return torch.bucketize(at, ends, right=True)
 
-    def beside(self, shift: int):
-        """The line at the neighbour of each voxel, shape (voxels,): 0 where that is not in the mask. ``shift`` may be negative."""
-        return self.line[self.at + shift]  # what lies before the first voxel is taken from the end, which is empty
+    def beside(self, shift: int, values=None):
+        """``values`` (the line) at the neighbour of each voxel, shape (voxels,). ``shift`` may be negative."""
+        return (self.line if values is None else values).index_select(0, self.near + shift)
+
+    @functools.cached_property
+    def near(self):
+        """`at` in narrow numbers."""
+        return self.at.to(self.index)
 
     def line_of(self, step):
         """Which straight line along a step each voxel lies on: int64, shape (voxels,), the same number for the same line."""
@@ -124,3 +149,10 @@ class Boxes:
         for at, s in zip(place, step):
             number = number * (1 << 17) + (at - far * s) + (1 << 16)
         return number
+
+
+def where(values):
+    """Positions that are not 0: int64; on the CPU by numpy, which is several times faster at it."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(values.numpy()))
+    return values.nonzero()[:, 0]

@@ -38,6 +38,8 @@ _TABLE = {
 #: Class -> full names of its features, as pyradiomics 3.0.1 computes them (its deprecated ones left out).
 CLASSES = {group: tuple(f"{group}_{feature}" for feature in words.split()) for group, words in _TABLE.items()}
 
+_KNOWN = {LINE, *(feature for group in CLASSES.values() for feature in group)}
+
 #: The curves of Couteaux et al. 2019 (sections 3.1 to 3.3), for volumes; on a single slice the 2-D counterparts.
 PAPER = (
     "firstorder_RootMeanSquared", "firstorder_Mean", "shape_Maximum3DDiameter", "shape_Elongation", "shape_Sphericity",
@@ -138,9 +140,8 @@ def _expand(name, ndim):
     if name in CLASSES:
         return CLASSES[name]
     name = ALIASES.get(name, name)
-    known = {LINE, *(feature for group in CLASSES.values() for feature in group)}
-    if name not in known:
-        choices = [*known, *CLASSES, *ALIASES, *_SETS]
+    if name not in _KNOWN:
+        choices = [*_KNOWN, *CLASSES, *ALIASES, *_SETS]
         raise MedXAIError(
             f"There is no feature '{name}'{nearest(name, choices)};"
             f" use a name such as 'firstorder_Mean', a class ({', '.join(CLASSES)}), 'paper', 'all' or 'none'."

@@ -20,6 +20,7 @@ MAX_BINS = 1000
 
 ENGINES = ("auto", "builtin", "pyradiomics")
 _TEXTURE = ("glcm", "gldm", "glrlm", "glszm", "ngtdm")
+_SLOWEST = ("glrlm", "glszm", "glcm", "ngtdm", "gldm")  # first, where two are counted at a time
 _BINNED = ("firstorder_Entropy", "firstorder_Uniformity")
 _VOXELS = 1 << 22  # of boxes that are laid out together
 _PAIRS = 1 << 24  # entries of co-occurrence matrices that are held at once
@@ -245,8 +246,10 @@ def on_rois(
                 box.values.update(values)
                 box.notes += notes
     else:
-        with _one_thread(sum(box.roi.mask.size for box in found)):
-            _builtin(found, ndim, bin_width, bin_count, "cpu" if str(device).startswith("mps") else device, stop)
+        with _own_threads() as threads:
+            _builtin(
+                found, ndim, bin_width, bin_count, "cpu" if str(device).startswith("mps") else device, stop, threads
+            )
     for box in found:
         box.values.notes = tuple(box.notes)
     return [box.values for box in found]
@@ -279,22 +282,22 @@ class _Box:
 
 
 @contextlib.contextmanager
-def _one_thread(voxels):
-    """Small boxes are counted faster by one thread than by threads that wait for each other, and for other work's, at every step."""
+def _own_threads():
+    """How many texture classes to count side by side, each by one thread: torch's would wait for each other at every small operation."""
     import torch
 
     threads = torch.get_num_threads()
-    if threads == 1 or voxels > _VOXELS // 4:
-        yield
+    if threads == 1:
+        yield 1
         return
     torch.set_num_threads(1)
     try:
-        yield
+        yield min(threads, 4)
     finally:
         torch.set_num_threads(threads)
 
 
-def _builtin(boxes, ndim, bin_width, bin_count, device, stop):
+def _builtin(boxes, ndim, bin_width, bin_count, device, stop, threads):
     import torch
 
     from . import flat, solid
@@ -329,7 +332,7 @@ def _builtin(boxes, ndim, bin_width, bin_count, device, stop):
     for some in _batches(textured):
         if stopped():
             return
-        _texture(some, ndim, device, stopped)
+        _texture(some, ndim, device, stopped, threads)
 
 
 def _named(group, values):
@@ -351,7 +354,9 @@ def _batches(textured):
         yield batch
 
 
-def _texture(batch, ndim, device, stopped):
+def _texture(batch, ndim, device, stopped, threads):
+    from concurrent.futures import ThreadPoolExecutor
+
     from .grey import Boxes
     from .texture import texture
 
@@ -366,16 +371,25 @@ def _texture(batch, ndim, device, stopped):
             mask = box.roi.mask
         masks.append(mask)
         levels.append(level)
-    laid = Boxes(masks, levels, ndim, device)
-    for group, features in batch[0][2].items():
+    laid, groups = Boxes(masks, levels, ndim, device).ready(), batch[0][2]
+
+    def of(group):
         if stopped():
-            return
+            return None
         try:
-            found = texture(laid, group, features)
+            return texture(laid, group, groups[group])
         except Exception as error:  # such as memory: the other classes go on
-            for box, _, _ in batch:
-                box.notes.append(f"failed: {group}: {error}")
-            continue
-        for feature, values in found.items():
-            for (box, _, _), value in zip(batch, values.tolist()):
-                box.values[f"{group}_{feature}"] = value
+            return error
+
+    order = sorted(groups, key=_SLOWEST.index)
+    if threads > 1 and len(groups) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            found = dict(zip(order, pool.map(of, order)))
+    else:
+        found = {group: of(group) for group in order}
+    for group, values in found.items():
+        for n, (box, _, _) in enumerate(batch):
+            if isinstance(values, Exception):
+                box.notes.append(f"failed: {group}: {values}")
+            elif values is not None:
+                box.values.update({f"{group}_{feature}": float(one[n]) for feature, one in values.items()})

@@ -12,9 +12,10 @@ import functools
 import numpy as np
 import torch
 
-from .grey import Boxes
+from .grey import Boxes, where
 
 EPS = float(np.spacing(1))  # pyradiomics adds it in logarithms and quotients
+_EMPHASIS = {"Small": -2, "Short": -2, "Large": 2, "Long": 2, "LowLevel": -2, "HighLevel": 2}
 _DENSE = 1 << 24  # codes that are counted in an array; more are sorted
 
 
@@ -50,7 +51,7 @@ def _entropy(p, dims):
 def _cooccurrence(boxes):
     """GLCM: how often two grey levels stand side by side, either way round, along each angle."""
     side = boxes.ranks + 1
-    first = (boxes.item * boxes.ranks + boxes.rank) * side
+    first = boxes.cell * side
     counts = [torch.bincount(first + boxes.beside(s), minlength=boxes.count * boxes.ranks * side) for s in boxes.shifts]
     pairs = torch.stack([one.view(boxes.count, boxes.ranks, side)[..., 1:] for one in counts], 1).double()
     return Cooccurrence(pairs + pairs.transpose(2, 3), boxes.grey)
@@ -235,23 +236,17 @@ class _Entries:
     ``groups`` (boxes × angles): how many; entries have ``group``, ``level`` (grey), ``size`` and ``count``.
     """
 
-    def __init__(self, boxes, code, sizes, angles=1, counted=None):
-        """``code``: (group · ranks + rank) · (sizes + 1) + size, one for each thing that is counted."""
+    def __init__(self, boxes, code, count, sizes, angles=1, counted=None):
+        """``code``: (group · ranks + rank) · (sizes + 1) + size of each entry; ``count``: how often it occurs."""
         self.boxes, self.angles, self.groups = boxes, angles, boxes.count * angles
-        space = self.groups * boxes.ranks * (sizes + 1)
-        if space <= _DENSE:
-            count = torch.bincount(code, minlength=space)
-            code = count.nonzero()[:, 0]
-            count = count[code]
-        else:
-            code, count = code.unique(return_counts=True)
         self.count, self._row = count.double(), code // (sizes + 1)
         self.size = (code % (sizes + 1)).double()
         self.group = self._row // boxes.ranks
         self.level = boxes.grey[self.group // angles, self._row % boxes.ranks]
         self._column = self.group * (sizes + 1) + code % (sizes + 1)
         self.n = self._total(self.count)
-        self._counted = self.n > 0 if counted is None else counted.reshape(-1)
+        self._counted = counted
+        self._powers: dict[tuple, torch.Tensor] = {}
 
     def _total(self, weights):
         return torch.bincount(self.group, weights, self.groups)
@@ -267,73 +262,97 @@ class _Entries:
         mean = self._total(self.count * values) / self.n
         return self._total(self.count * (values - mean[self.group]) ** 2) / self.n
 
+    def _power(self, of_level, power):
+        known = (of_level, power)
+        if known not in self._powers:
+            self._powers[known] = (self.level if of_level else self.size) ** power
+        return self._powers[known]
+
     def feature(self, name):
         """By pyradiomics' name; its words for a size (dependence, run, zone, area) mean the same here."""
-        i, j, n = self.level, self.size, self.n
-        plain = name.replace("GrayLevel", "Level")
+        n, plain = self.n, name.replace("GrayLevel", "Level")
         for word in ("Dependence", "RunLength", "SizeZone", "Run", "Zone", "Area"):
             plain = plain.replace(word, "Size")
-        match plain:
-            case "SizeEntropy":
+        values, along = (self.level, self._row) if plain.startswith("Level") else (self.size, self._column)
+        match plain.removeprefix("Level").removeprefix("Size"):
+            case "Entropy":
                 p = self.count / n[self.group]
                 found = -self._total(p * torch.log2(p + EPS))
-            case "SizePercentage":
-                found = n / self._total(self.count * j)
-            case "LevelVariance" | "SizeVariance":
-                found = self._variance(i if plain[0] == "L" else j)
-            case "LevelNonUniformity" | "SizeNonUniformity":
-                found = self._squares(self._row if plain[0] == "L" else self._column) / n
-            case "LevelNonUniformityNormalized" | "SizeNonUniformityNormalized":
-                found = self._squares(self._row if plain[0] == "L" else self._column) / n**2
+            case "Percentage":
+                found = n / self._total(self.count * self.size)
+            case "Variance":
+                found = self._variance(values)
+            case "NonUniformity":
+                found = self._squares(along) / n
+            case "NonUniformityNormalized":
+                found = self._squares(along) / n**2
             case _:
-                weight = torch.ones_like(i)
-                for word, factor in (("Small", j**-2), ("Short", j**-2), ("Large", j**2), ("Long", j**2)):
-                    weight = weight * factor if word in plain else weight
-                for word, factor in (("LowLevel", i**-2), ("HighLevel", i**2)):
-                    weight = weight * factor if word in plain else weight
-                found = self._total(self.count * weight) / n
-        return _mean(found.view(-1, self.angles), self._counted.view(-1, self.angles))
+                weight = self.count
+                for word, power in _EMPHASIS.items():
+                    if word in plain:
+                        weight = weight * self._power(word.endswith("Level"), power)
+                found = self._total(weight) / n
+        return found if self._counted is None else _mean(found.view(-1, self.angles), self._counted)
 
 
 def _dependence(boxes):
     """GLDM: of each voxel, itself and its neighbours of the same grey level (α = 0)."""
-    here = boxes.line[boxes.at]
+    here = boxes.here
     alike = torch.ones_like(here)
     for shift in boxes.shifts:
         alike += boxes.beside(shift) == here
         alike += boxes.beside(-shift) == here
     sizes = 2 * len(boxes.shifts) + 1
-    code = (boxes.item * boxes.ranks + boxes.rank) * (sizes + 1) + alike
-    return _Entries(boxes, code, sizes)
+    code = boxes.cell * (sizes + 1) + alike
+    return _Entries(boxes, *_tally(code, boxes.count * boxes.ranks * (sizes + 1)), sizes)
+
+
+def _tally(code, space):
+    """The codes that occur, below ``space``, and how often each does."""
+    if space > _DENSE:
+        return code.unique(return_counts=True)
+    count = torch.bincount(code, minlength=space)
+    code = where(count)
+    return code, count[code]
 
 
 def _runs(boxes):
-    """GLRLM: stretches of one grey level along each angle, from a voxel without its like before it to one without its like behind it.
+    """GLRLM: stretches of one grey level along each angle.
 
-    In the order of the straight lines along an angle the n-th beginning and the n-th end are of one stretch.
+    In the order of the straight lines along an angle, voxels whose numbers follow each other are neighbours along it.
     """
-    line, at, angles = boxes.line, boxes.at, len(boxes.shifts)
-    here = line[at]
-    codes, lengths = [], []
+    line, at, angles, sizes = boxes.line, boxes.near, len(boxes.shifts), boxes.longest
+    histograms = []
     counted = torch.zeros(boxes.count, angles, dtype=torch.bool, device=line.device)
+    first = torch.ones(len(at), dtype=torch.bool, device=line.device)
     for angle, (shift, step) in enumerate(zip(boxes.shifts, boxes.steps)):
-        behind, per = boxes.beside(shift), len(line) // shift + 1
-
-        def along(at, shift=shift, per=per):
-            return ascending((at % shift) * per + at // shift)
-
-        first, last = along(at[boxes.beside(-shift) != here]), along(at[behind != here])
-        start = first % per * shift + first // per
-        codes.append((boxes.item_of(start) * angles + angle) * boxes.ranks + line[start] - 1)
-        lengths.append(last - first + 1)
+        per = len(line) // shift + 1
+        number = place = at
+        if shift > 1:
+            number = ascending((at % shift) * per + at // shift)
+            place = number % per * shift + number // per
+        tag = line.index_select(0, place)
+        follows = number[1:] - number[:-1] == 1
+        torch.logical_or(tag[1:] != tag[:-1], ~follows, out=first[1:])
+        start = where(first)
+        length = torch.empty_like(start)
+        torch.sub(start[1:], start[:-1], out=length[:-1])
+        length[-1] = len(at) - start[-1]
+        code = (tag.index_select(0, start) - 1) * (sizes + 1) + length
+        if boxes.count > 1:
+            code += boxes.item_of(place[start]) * (boxes.ranks * (sizes + 1))
+        histograms.append(torch.bincount(code, minlength=boxes.count * boxes.ranks * (sizes + 1)))
         # Two voxels of a mask on one line make an angle count. Mostly they are neighbours; if not, the lines are looked at.
-        counted[boxes.item[behind > 0], angle] = True
+        if boxes.count > 1:
+            counted[boxes.item_of(place[1:][follows]).unique(), angle] = True
+        else:
+            counted[0, angle] = follows.any()
         if not bool(counted[:, angle].all()):
             _, of, many = boxes.line_of(step).unique(return_inverse=True, return_counts=True)
             counted[boxes.item[many[of] > 1], angle] = True
-    length = torch.cat(lengths)
-    longest = int(length.max())
-    return _Entries(boxes, torch.cat(codes) * (longest + 1) + length, longest, angles, counted)
+    count = torch.stack([one.view(boxes.count, -1) for one in histograms], 1).reshape(-1)
+    code = where(count)
+    return _Entries(boxes, code, count[code], sizes, angles, counted)
 
 
 def ascending(values):
@@ -344,36 +363,35 @@ def ascending(values):
 def _zones(boxes):
     """GLSZM: connected parts (26 neighbours, 8 in a slice) of one grey level."""
     line, at = boxes.line, boxes.at
-    number = torch.zeros(len(line), dtype=torch.long, device=line.device)
-    number[at] = torch.arange(len(at), device=line.device)
-    here, first, second = line[at], [], []
+    members = torch.arange(len(at), device=line.device)
+    number = torch.zeros(len(line), dtype=torch.long, device=line.device).scatter_(0, at, members)
+    first, second = [], []
     for shift in boxes.shifts:
-        same = (boxes.beside(shift) == here).nonzero()[:, 0]
+        same = where(boxes.beside(shift) == boxes.here)
         first.append(same)
-        second.append(number[at[same] + shift])
-    parent = components(torch.cat(first), torch.cat(second), len(at))
-    size = torch.bincount(parent, minlength=len(at))
-    roots = size.nonzero()[:, 0]
-    size = size[roots]
+        second.append(number.index_select(0, at.index_select(0, same) + shift))
+    part = components(torch.cat(first), torch.cat(second), len(at))
+    size = torch.bincount(part)
+    parts, size = where(size), size[size > 0]
+    member = torch.zeros(len(at), dtype=torch.long, device=line.device).scatter_(0, part, members)[parts]  # any one
     largest = int(size.max())
-    return _Entries(boxes, (boxes.item[roots] * boxes.ranks + boxes.rank[roots]) * (largest + 1) + size, largest)
+    code = boxes.cell[member] * (largest + 1) + size
+    return _Entries(boxes, *_tally(code, boxes.count * boxes.ranks * (largest + 1)), largest)
 
 
 def components(first, second, count: int):
-    """The least member of the connected component of each of ``count`` points, given edges; int64, shape (count,)."""
-    if first.device.type == "cpu":
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
+    """Which connected component each of ``count`` points belongs to, given edges: int64 below ``count``, shape (count,)."""
+    if first.device.type != "cpu":
+        return hang(first, second, count)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-        edges = coo_array((np.ones(len(first), np.int8), (first.numpy(), second.numpy())), (count, count))
-        label = torch.from_numpy(connected_components(edges, directed=False)[1].astype(np.int64))
-        least = torch.full((int(label.max()) + 1,), count).scatter_reduce_(0, label, torch.arange(count), "amin")
-        return least[label]
-    return hang(first, second, count)
+    edges = coo_array((np.ones(len(first)), (first.numpy(), second.numpy())), (count, count))
+    return torch.from_numpy(connected_components(edges, directed=False)[1].astype(np.int64))
 
 
 def hang(first, second, count: int):
-    """`components` in torch alone, for a graphics card."""
+    """`components` in torch alone, for a graphics card: each is called by its least member."""
     parent = torch.arange(count, device=first.device)
     while True:  # each edge hangs the greater root below the lesser, then every path is halved
         a, b = parent[first], parent[second]
@@ -393,17 +411,16 @@ class _Neighbourhood:
     """NGTDM: ``n``, ``s`` (boxes, ranks): voxels of a grey level, and how far it is from the mean of their neighbours in the mask, summed."""
 
     def __init__(self, boxes):
-        own = boxes.grey[boxes.item, boxes.rank]
-        level = boxes.grey.new_zeros(len(boxes.line))
-        level[boxes.at] = own
-        total, count = torch.zeros_like(own), torch.zeros_like(own)
+        own = boxes.grey.view(-1).index_select(0, boxes.cell)
+        one = 2.0**32  # levels and their number in one sum, exactly
+        level = boxes.grey.new_zeros(len(boxes.line)).scatter_(0, boxes.at, own + one)
+        both = torch.zeros_like(own)
         for shift in boxes.shifts:
-            for side in (shift, -shift):
-                beside = level[boxes.at + side]
-                total += beside
-                count += beside > 0
-        away = torch.where(count > 0, (own - total / count).abs(), 0.0)
-        code, shape = boxes.item * boxes.ranks + boxes.rank, (boxes.count, boxes.ranks)
+            both += boxes.beside(shift, level)
+            both += boxes.beside(-shift, level)
+        count = (both / one).floor()
+        away = torch.where(count > 0, (own - (both - count * one) / count).abs(), 0.0)
+        code, shape = boxes.cell, (boxes.count, boxes.ranks)
         self.n = torch.bincount(code, minlength=shape[0] * shape[1]).view(shape).double()
         self.s = torch.bincount(code, away, shape[0] * shape[1]).view(shape)
         self.i, self.voxels = boxes.grey, boxes.size

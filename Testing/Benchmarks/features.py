@@ -68,51 +68,46 @@ def limit(roi, ndim):
     return lambda: [torch.bincount(code, minlength=side**2) for code in codes] and None
 
 
+def contenders(name, image, mask, path, ndim, device):
+    """What is timed, by name, and what the comparison of the values says."""
+    names = [one for one in resolve("all", ndim) if one != "line_texture"]
+
+    def ours(engine="builtin"):
+        return compute(image, mask, names, ndim=ndim, engine=engine, device=device)
+
+    def together():
+        began = time.perf_counter()
+        on_rois(path, names, ndim=ndim, bin_width=25.0, device=device)
+        return {f"{name}: built-in, {STEPS} steps together, per step": (time.perf_counter() - began) / STEPS}
+
+    found = {f"{name}: built-in": lambda: ours() and None, "steps": together, f"{name}: limit": limit(path[0], ndim)}
+    try:
+        peer = extractor(image, mask, names, ndim == 2)
+    except ImportError:
+        return found, "pyradiomics is not installed: nothing to compare with."
+    values = ours()
+    known = peer()
+    expected = {one: float(np.real(known["original_" + one])) for one in names}
+    worst = max(
+        abs(values[one] - value) / max(abs(value), 1e-9) for one, value in expected.items() if math.isfinite(value)
+    )
+    assert worst < 1e-6, f"the values differ by {worst:g}"
+    found[f"{name}: RadiomicsFeatureExtractor.execute"] = lambda: peer() and None
+    found[f"{name}: pyradiomics' classes on the box"] = lambda: ours("pyradiomics") and None
+    return (
+        found,
+        f"{name}: {len(names)} features, {int(mask.array.sum())} voxels; values differ by {worst:.1g} at most.",
+    )
+
+
 def run(options, interleaved, row) -> dict:
     rows, notes = [], []
     for name, (shape, voxels) in CASES.items():
-        if options.case not in name:
-            continue
-        ndim = 2 if 1 in shape else 3
-        image, mask = case(shape, voxels)
-        names = [one for one in resolve("all", ndim) if one != "line_texture"]
-        roi, _ = crop(image, mask)
-        path = [crop(*case(shape, voxels + 40 * step, seed=0))[0] for step in range(STEPS)]
-
-        def ours(engine="builtin"):
-            return compute(image, mask, names, ndim=ndim, engine=engine, device=options.device)
-
-        def together():
-            began = time.perf_counter()
-            on_rois(path, names, ndim=ndim, bin_width=25.0, device=options.device)
-            return {f"{name}: built-in, 16 steps together, per step": (time.perf_counter() - began) / STEPS}
-
-        contenders = {
-            f"{name}: built-in": lambda: ours() and None,
-            f"{name}: 16 steps": together,
-            f"{name}: limit": limit(roi, ndim),
-        }
-        try:
-            peer = extractor(image, mask, names, ndim == 2)
-        except ImportError:
-            notes.append("pyradiomics is not installed: nothing to compare with.")
-        else:
-            found, expected = ours(), peer()
-            worst = max(
-                abs(found[one] - float(np.real(expected["original_" + one])))
-                / max(abs(float(np.real(expected["original_" + one]))), 1e-9)
-                for one in names
-                if math.isfinite(found[one])
-            )
-            assert worst < 1e-6, f"the values differ by {worst:g}"
-            notes.append(
-                f"{name}: {len(names)} features, {int(mask.array.sum())} voxels; values differ by {worst:.1g} at most."
-            )
-            contenders |= {
-                f"{name}: RadiomicsFeatureExtractor.execute": lambda: peer() and None,
-                f"{name}: pyradiomics' classes on the box": lambda: ours("pyradiomics") and None,
-            }
-        seconds = interleaved(contenders, options.runs)
-        base = seconds[f"{name}: built-in"]
-        rows += [row(what, figures, base) for what, figures in seconds.items()]
+        if options.case in name:
+            path = [crop(*case(shape, voxels + 40 * step))[0] for step in range(STEPS)]
+            found, told = contenders(name, *case(shape, voxels), path, 2 if 1 in shape else 3, options.device)
+            notes.append(told)
+            seconds = interleaved(found, options.runs)
+            base = seconds[f"{name}: built-in"]
+            rows += [row(what, figures, base) for what, figures in seconds.items()]
     return {"rows": rows, "notes": notes}

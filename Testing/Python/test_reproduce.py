@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from MedXAILib.cli import main
+from MedXAILib.demo import reproduce
 from MedXAILib.demo.liver import KINDS, RATIO, SMALLEST, implant, liver_slices, parenchyma, tumour_slices
 from MedXAILib.demo.marked import mark
 from MedXAILib.demo.reproduce import LOG, Network, _frames, _parts, fields, networks, noise_volume, training_pair
@@ -28,6 +29,7 @@ from MedXAILib.models import load
 from MedXAILib.package import from_json
 from MedXAILib.settings import DreamSettings
 from MedXAILib.training.saving import new_network, weights_of, write_trained
+from MedXAILib.training.segmentation import train
 
 TINY = (
     "--probabilities 0 100 --seeds 4 --cases 1 --test-cases 1 --patients 1 --starts 1 --steps 2 --filters 2 --dream-steps 3"
@@ -229,6 +231,25 @@ def test_a_run_ends_in_tables_a_picture_and_networks_and_goes_on_after_a_kill(tm
         "elongation",
     ):
         assert _table(whole, name) == _table(killed, name)
+
+
+def test_a_network_that_fails_is_told_and_a_stop_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
+    def breaks(pairs, place, fields, settings):
+        if "100 %" in fields["name"]:
+            raise MedXAIError("The training loss is no longer finite; lower the learning rate.")
+        return train(pairs, place, fields, settings)
+
+    monkeypatch.setattr(reproduce, "train", breaks)
+    words = ["reproduce", "dream", "--output", tmp_path / "out", "--experiments", "marking", *TINY]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(reproduce, "_from_noise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(words) == 130
+    assert "1 finished networks and dreams are kept" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "marked100-seed4" in capsys.readouterr().out
+    failed = next(row for row in _table(tmp_path / "out", "networks") if row["network"] == "marked100-seed4")
+    assert failed["state"].startswith("did not train: The training loss") and failed["dice_real-like"] == ""
+    assert not (tmp_path / "out" / "tumours.csv").exists() and (tmp_path / "out" / "report.png").exists()
 
 
 def test_the_feature_of_the_tables_is_that_of_the_dream(real, tmp_path):
