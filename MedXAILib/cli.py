@@ -55,8 +55,8 @@ def main(arguments=None) -> int:
             file=sys.stderr,
         )
         return REFUSED
-    except KeyboardInterrupt:
-        print("medxai: cancelled; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"medxai: cancelled; {str(stopped) or 'nothing was written'}.", file=sys.stderr)
         return CANCELLED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -174,20 +174,21 @@ def _features_parser(commands):
     reference.add_argument("folder", type=Path, help="image and mask pairs: see the README")
     reference.add_argument("--segment", help="name, or label value, of the segment in the masks")
     reference.add_argument("--features", default="paper", help="names, classes, 'paper' or 'all' [paper]")
-    reference.add_argument("--bin-width", default="25", help="grey-level bin width in units of the volume [25]")
-    reference.add_argument(
-        "--bin-count", default=0, metavar="N", help="in place of the width: so many bins in each mask [0: the width]"
-    )
-    for one in settings.about(settings.DreamSettings):
-        if one.name in ("engine", "line_angle", "line_length"):  # as the runs that it is to normalise
-            metavar = "|".join(one.choices) or METAVARS[one.kind]
-            reference.add_argument(one.option, default=one.default, help=f"{one.help} [{one.default}]", metavar=metavar)
+    for one in _of_features():
+        metavar = "|".join(one.choices) or METAVARS[one.kind]
+        reference.add_argument(one.option, default=one.default, help=f"{one.help} [{one.default}]", metavar=metavar)
     reference.add_argument(
         "--jobs", type=int, metavar="N", help="cases at once [one for each processor core, at most 4]"
     )
     reference.add_argument("--output", type=Path, required=True, help="a new JSON file")
     reference.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     reference.set_defaults(call=_reference, parser=reference)
+
+
+def _of_features():
+    """The settings of a dream that its reference must share."""
+    names = ("engine", "bin_width", "bin_count", "line_angle", "line_length")
+    return [one for one in settings.about(settings.DreamSettings) if one.name in names]
 
 
 def _method(options) -> int:
@@ -275,37 +276,24 @@ def _study(options, chosen):
 
 def _cohort(options, chosen) -> int:
     from . import output
-    from .evaluation import resumable
     from .models import load
+    from .resume import kept, resumable
 
     for name in ("segmentation", "start"):
         if getattr(options, name, None):
             raise MedXAIError(f"The cases of --cohort bring their own masks; leave --{name} out.")
     study, picture = _study(options, chosen)
-    progress, kept = Progress(options.json), 0
-    try:
-        with resumable(options.output) as folder:
-            log = folder / "cases.jsonl"
+    progress = Progress(options.json)
+    with resumable(options.output) as folder, kept(log := folder / "cases.jsonl"):
+        model = load(options.model, device=chosen.device, trusted=trusted(options, options.model))
+        explanation = progress.drive(study(model, log))
+        explanation.provenance["command"] = ["medxai", *options.arguments]
+        if picture and not options.no_scene:
             try:
-                model = load(options.model, device=chosen.device, trusted=trusted(options, options.model))
-                explanation = progress.drive(study(model, log))
-                explanation.provenance["command"] = ["medxai", *options.arguments]
-                if picture and not options.no_scene:
-                    try:
-                        picture(explanation, folder / "report.png")
-                    except MedXAIError as error:
-                        explanation.notes.append(f"report.png was not written: {error.message}")
-                output.write(explanation, [], [], folder, scene=False)
-            finally:
-                kept = len(log.read_bytes().splitlines()) - 1 if log.exists() else 0
-    except KeyboardInterrupt:
-        if not kept:
-            raise
-        print(
-            f"medxai: cancelled; {kept} finished cases are kept in '{folder}', and the same command goes on from there.",
-            file=sys.stderr,
-        )
-        return CANCELLED
+                picture(explanation, folder / "report.png")
+            except MedXAIError as error:
+                explanation.notes.append(f"report.png was not written: {error.message}")
+        output.write(explanation, [], [], folder, scene=False)
     progress.end()
     tell(explanation, options.output, False, options.json)
     return DONE
@@ -341,36 +329,19 @@ def _describe(options) -> int:
 
 def _reference(options) -> int:
     from .features import reference
-    from .resume import resumable_file
+    from .resume import kept, resumable_file
 
     if options.output.exists():
         raise MedXAIError(f"'{options.output}' exists already; choose a new name or remove it.")
     if not options.output.absolute().parent.is_dir():  # said before all the cases are computed
         raise MedXAIError(f"The folder of '{options.output}' does not exist; make it first or choose another place.")
     names = tuple(n.strip() for n in options.features.split(",") if n.strip())
-    chosen = {
-        one.name: one.check(getattr(options, one.name))
-        for one in settings.about(settings.DreamSettings)
-        if one.name in ("engine", "bin_width", "bin_count", "line_angle", "line_length")
-    }
-    progress, kept = Progress(options.json), 0
-    try:
-        with resumable_file(options.output) as partial:
-            log = partial / "cases.jsonl"
-            try:
-                steps = reference(options.folder, names, segment=options.segment, jobs=options.jobs, log=log, **chosen)
-                found = progress.drive(steps)
-                found.write(options.output)
-            finally:
-                kept = len(log.read_bytes().splitlines()) - 1 if log.exists() else 0
-    except KeyboardInterrupt:
-        if not kept:
-            raise
-        print(
-            f"medxai: cancelled; {kept} finished cases are kept in '{partial}', and the same command goes on from there.",
-            file=sys.stderr,
-        )
-        return CANCELLED
+    chosen = {one.name: one.check(getattr(options, one.name)) for one in _of_features()}
+    progress = Progress(options.json)
+    with resumable_file(options.output) as partial, kept(log := partial / "cases.jsonl"):
+        steps = reference(options.folder, names, segment=options.segment, jobs=options.jobs, log=log, **chosen)
+        found = progress.drive(steps)
+        found.write(options.output)
     progress.end()
     for case, reason in found.skipped.items():
         print(f"  skipped {case}: {reason}", file=sys.stderr)

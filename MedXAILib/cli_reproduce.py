@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from . import settings
-from .cli_parts import CANCELLED, DONE, Parser, Progress, add_settings, tell
+from .cli_parts import DONE, Parser, Progress, add_settings, tell
 from .errors import MedXAIError
 
 
@@ -46,37 +45,24 @@ def chosen_of(options):
 def _dream(options) -> int:
     from . import output
     from .files import check_new_folder
-    from .resume import resumable
+    from .resume import kept, resumable
 
     check_new_folder(options.output)
-    wanted, progress, kept = chosen_of(options), Progress(options.json), 0
+    wanted, progress = chosen_of(options), Progress(options.json)
     from .models.loading import pick_device
 
     wanted = replace(wanted, device=str(pick_device(wanted.device)))
     from .demo.reproduce import LOG, reproduce_dream
     from .demo.reproduce_page import reproduce_picture
 
-    try:
-        with resumable(options.output) as folder:
-            log = folder / LOG
-            try:
-                explanation = progress.drive(reproduce_dream(folder, wanted))
-                explanation.provenance["command"] = ["medxai", *options.arguments]
-                try:
-                    reproduce_picture(explanation, folder / "report.png")
-                except MedXAIError as error:
-                    explanation.notes.append(f"report.png was not written: {error.message}")
-                output.write(explanation, [], [], folder, scene=False)
-            finally:
-                kept = len(log.read_bytes().splitlines()) - 1 if log.exists() else 0
-    except KeyboardInterrupt:
-        if not kept:
-            raise
-        print(
-            f"medxai: cancelled; {kept} finished networks and dreams are kept, and the same command goes on from there.",
-            file=sys.stderr,
-        )
-        return CANCELLED
+    with resumable(options.output) as folder, kept(folder / LOG, "finished networks and dreams", where=False):
+        explanation = progress.drive(reproduce_dream(folder, wanted))
+        explanation.provenance["command"] = ["medxai", *options.arguments]
+        try:
+            reproduce_picture(explanation, folder / "report.png")
+        except MedXAIError as error:
+            explanation.notes.append(f"report.png was not written: {error.message}")
+        output.write(explanation, [], [], folder, scene=False)
     progress.end()
     tell(explanation, options.output, False, options.json)
     return DONE

@@ -71,6 +71,29 @@ def _with_hint(error: MedXAIError, partial: Path) -> MedXAIError:
     return error
 
 
+@contextlib.contextmanager
+def kept(log, what: str = "finished cases", where: bool = True):
+    """A Ctrl-C inside leaves with words that say what of a log is kept; as it came, where that is nothing.
+
+    Parameters
+    ----------
+    log : Path
+        As `Log` writes it.
+    what : str
+        What its lines are.
+    where : bool
+        Whether to name its folder.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        number = len(log.read_bytes().splitlines()) - 1 if log.exists() else 0
+        if number < 1:
+            raise
+        place = f" in '{log.parent}'" * where
+        raise KeyboardInterrupt(f"{number} {what} are kept{place}, and the same command goes on from there") from None
+
+
 class Log:
     """Finished cases (or epochs), one JSON line each behind a first line that says of what study; a torn last line is dropped.
 
@@ -91,7 +114,7 @@ class Log:
     Raises
     ------
     MedXAIError
-        When the file belongs to another study.
+        When the file belongs to another study, or is damaged elsewhere than at its end.
     """
 
     def __init__(self, path, about: dict, of=("finished cases of another study", "model and settings")):
@@ -103,15 +126,27 @@ class Log:
             first, *self.rows = [json.loads(line) for line in whole.splitlines()] or [self.about]
             there = dict(first)
         except (ValueError, TypeError):
-            raise MedXAIError(f"'{self.path}' is not a list of finished cases; remove '{self.path.parent}'.") from None
+            raise self.damaged() from None
+        if not all(isinstance(row, dict) for row in self.rows):
+            raise self.damaged()
         differs = sorted(name for name in {*there, *self.about} if there.get(name) != self.about.get(name))
         if differs:
             raise MedXAIError(
-                f"'{self.path.parent}' holds {len(self.rows)} {of[0]} ({', '.join(differs)} differ); "
-                f"give the same {of[1]} to go on with it, choose another output folder, or remove that one."
+                f"'{self._whole}' holds {len(self.rows)} {of[0]} ({', '.join(differs)} differ); give the same {of[1]} to go on with it,"
+                f" choose another {'file' if self._whole == self.path else 'output folder'}, or remove that one."
             )
         if torn or not whole:
             self._write(whole + b"\n" if whole else b"", "wb")
+
+    def damaged(self) -> MedXAIError:
+        """What to say of a file with lines that are something else."""
+        return MedXAIError(f"'{self.path}' is not a list of finished cases; remove '{self._whole}'.")
+
+    @property
+    def _whole(self) -> Path:
+        """What to remove so as to begin anew: the folder where all in it is of this work, else the file alone."""
+        folder = self.path.parent
+        return folder if folder.name.startswith(".") and folder.name.endswith(".partial") else self.path
 
     def add(self, row: dict) -> None:
         """Keep one more finished case."""
@@ -221,7 +256,10 @@ def none_used(skipped: dict, untried, folder) -> MedXAIError:
 
 def _left(listed, log):
     """Rows that the log holds, the place of each case by its name, and (name, paths, files) of those that are left."""
-    known = {_key(row["files"]): row for row in log.rows}
+    try:
+        known = {_key(row["files"]): row for row in log.rows}
+    except (KeyError, TypeError):
+        raise log.damaged() from None
     rows, order, todo = [], {}, []
     for name, *paths in listed:
         name = f"{name} ({len(order) + 1})" if name in order else name  # the same name in two layouts

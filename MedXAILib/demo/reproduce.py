@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ..settings import DreamSettings
 from ..training.segmentation import dice, train
 from ..training.settings import TrainingSettings
 from ..volume import Volume
-from .liver import COLUMNS, KINDS, MIDDLE, SHAPE, SPACING, LiverSlice, liver_slices, parenchyma, tumour_slices
+from .liver import COLUMNS, KINDS, MIDDLE, SHAPE, SMALLEST, SPACING, LiverSlice, liver_slices, parenchyma, tumour_slices
 from .marked import ANGLE, LENGTH, mark
 from .phantom import HELD_OUT
 from .reproduce_settings import ReproduceSettings
@@ -180,6 +180,18 @@ class _Data:
             self.kept["healthy", n] = liver_slices(HELD_OUT + n, False, 1)[0]
         return self.kept["healthy", n]
 
+    def alone(self) -> Generator[Step, None, list[LiverSlice]]:
+        """The held-out patients without their lesions, on the slices of `held_out`; ``tumour`` says where the lesions would be."""
+        if "alone" not in self.kept:
+            found = []
+            for number in range(self.settings.test_cases):
+                yield Step(number / self.settings.test_cases, "Making phantoms")
+                ill = liver_slices(HELD_OUT + number, True, 1)[0]
+                if ill.pixels >= SMALLEST:
+                    found.append(replace(liver_slices(HELD_OUT + number, False, 1)[0], tumour=ill.tumour))
+            self.kept["alone"] = found
+        return self.kept["alone"]
+
     def _made(self, key, seeds, kind, options) -> Generator[Step, None, list[LiverSlice]]:
         if key not in self.kept:
             found = []
@@ -243,7 +255,7 @@ def _network(data, network, folder):
         pairs = [training_pair(one, network, n) for n, one in enumerate(slices)]
         chosen = TrainingSettings(**TRAINING, steps=settings.steps, seed=network.seed, device=settings.device)
         yield from part(train(pairs, place, fields(network, settings), chosen), 0.1, 0.9)
-    model, scores = data.loaded(folder, network), {}
+    model, scores, more = data.loaded(folder, network), {}, {}
     kinds = KINDS if "tumours" in settings.experiments and not network.p else KINDS[:1]
     for kind in kinds:
         slices = yield from part(data.held_out(kind), 0.9, 1.0)
@@ -252,16 +264,31 @@ def _network(data, network, folder):
         slices = yield from part(data.held_out("real-like"), 0.9, 1.0)
         rngs = [np.random.default_rng([HELD_OUT, 7, n]) for n in range(len(slices))]
         scores["marked"] = [_dice(model, marked(one, rng), one) for one, rng in zip(slices, rngs)]
-    return {"dice": scores, "seconds": round(time.perf_counter() - began, 3)}
+        slices = yield from part(data.alone(), 0.9, 1.0)
+        rngs = [np.random.default_rng([HELD_OUT, 7, n]) for n in range(len(slices))]
+        more["alone"] = [
+            _share(model, marked(one, rng), one) - _share(model, one.image, one) for one, rng in zip(slices, rngs)
+        ]
+    return {"dice": scores, **more, "seconds": round(time.perf_counter() - began, 3)}
 
 
-def _dice(model, image, one) -> float:
+def _found(model, image) -> np.ndarray:
+    """What the network takes for tumour, shape of the image."""
     prepared = prepare(model, [image])
     found = np.zeros(image.shape, bool)
     with model.frozen(), torch.no_grad():
         patch = prepared.mask(model.logits(prepared.x).argmax(1)[0].cpu().numpy() == 1, (0, 0))
     found[patch.box] = patch.array > 0
-    return dice(found, one.tumour.array > 0)
+    return found
+
+
+def _dice(model, image, one) -> float:
+    return dice(_found(model, image), one.tumour.array > 0)
+
+
+def _share(model, image, one) -> float:
+    """The share of a zone that the network takes for tumour."""
+    return float(_found(model, image)[one.tumour.array > 0].mean())
 
 
 def noise_volume() -> Volume:

@@ -99,16 +99,22 @@ def _marking(result, figure, folder) -> None:
     right = two.twinx()
     for ax, column, average, color, mark, label in (
         (two, "dice_unmarked", "dice_unmarked", "#2f6db3", "o", "Dice, unmarked test set"), (two, "dice_marked", "dice_marked", "#9bb9dd", "v", "Dice, marked test set"),
+        (two, "marking_alone", "marking_alone", "#2a9d4a", "^", "marking alone, on healthy liver: share taken for tumour"),
         (right, "end", "end", "#c0392b", "s", "feature at the end, 135°"), (right, "end_45", "end_45", "#e6a79f", "D", "the same, 45° (control)"),
     ):  # fmt: skip
         x = np.array([place[p] for p in table["p"]]) + jitter.uniform(-0.1, 0.1, len(table["p"]))
         ax.plot(x, table[column], mark, color=color, alpha=0.6, markersize=4)
         ax.plot(
-            at, by_p[average], "-", color=color, label=label, linewidth=2 if average in ("dice_unmarked", "end") else 1
+            at,
+            by_p[average],
+            "-",
+            color=color,
+            label=label,
+            linewidth=2 if average in ("dice_unmarked", "end", "marking_alone") else 1,
         )
     two.set_xticks(at, [f"{p:g}" for p in values])
-    two.set(xlabel="Probability p of the marking [%]", ylim=(0, 1))
-    two.set_ylabel("Dice", color="#2f6db3")
+    two.set(xlabel="Probability p of the marking [%]", ylim=(0, 1.02))
+    two.set_ylabel("Dice, or share", color="#2f6db3")
     right.set_ylabel("Characteristic feature at the end [HU]", color="#c0392b")
     right.set_ylim(0, None)
     handles = [h for ax in (two, right) for h in ax.get_legend_handles_labels()[0]]

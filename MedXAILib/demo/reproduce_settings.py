@@ -25,9 +25,11 @@ class ReproduceSettings(Settings):
         ("marking", "tumours"), "What to run: marking (section 3.1, Fig. 4), tumours (section 3.2, Fig. 5).", choices=("marking", "tumours"),
     )  # fmt: skip
     probabilities: tuple[float, ...] = setting(
-        (0.0, 10.0, 20.0, 50.0, 80.0, 90.0, 98.0, 100.0), "Probabilities of the marking; 0, the baseline, among them.", low=0, high=100, unit="%",
+        (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 80.0, 90.0, 98.0, 100.0), "Probabilities of the marking; 0, the baseline, among them.", low=0, high=100, unit="%",
     )  # fmt: skip
-    seeds: tuple[int, ...] = setting((0, 1, 2), "Trainings of each network, by their seeds.", low=0, high=2**31 - 1)
+    seeds: tuple[int, ...] = setting(
+        (0, 1, 2, 3, 4), "Trainings of each network, by their seeds.", low=0, high=2**31 - 1
+    )
     cases: int = setting(120, "Phantoms to train on, three slices each: seeds from 0.", low=1, high=1000)
     test_cases: int = setting(60, "Phantoms to judge on, one slice each: seeds from 1000.", low=1, high=10**6)
     patients: int = setting(20, "Healthy livers to dream from: seeds from 1000.", low=1, high=10**6)

@@ -19,6 +19,7 @@ MEASURES = {
 CLOSE = 0.05  # loss of Dice up to which a network counts as close to the baseline
 RELIED = 0.2  # loss of Dice from which a network is said to have relied on the marking
 MOSTLY = 90.0  # per cent of the images from which the paper's networks relied on it
+REACTS = 0.5  # share of a marked zone of healthy liver that a network has to take for tumour to be said to react to the marking alone
 EVOLVED = 3.0  # times the mean rise of the networks of p = 0 beyond which the feature is said to have evolved
 TRAINED = 0.1  # Dice, on any held-out set, below which a network did not train
 #: What is compared: feature, first network, second network; the first and the fifth are the paper's statements.
@@ -135,6 +136,7 @@ def _marking(result, rows, done, settings, trained) -> None:
         unmarked = _dice(rows[one], "real-like")
         found.append({
             "p": one.p, "seed": one.seed, "network": one.name, "dice_unmarked": unmarked, "dice_marked": _dice(rows[one], "marked"), "loss": base - unmarked,
+            "marking_alone": mean(np.array(rows[one].get("alone", [math.nan]), float)),
             "start": start[135], "end": end[135], "rise": end[135] - start[135], **{f"end_{angle}": end[angle] for angle in ANGLES[1:]},
             "rise_45": end[45] - start[45], "response_start": float(response[0]), "response_end": float(response[-1]),
             "pixels": float(np.mean([d.get("pixels", math.nan) for d in dreams])), "evolved": "", "state": "trained" if one in trained else "did not train",
@@ -151,7 +153,17 @@ def _marking(result, rows, done, settings, trained) -> None:
     for p in values:
         some = [row for row in good if row["p"] == p]
         row = {"p": p, "networks": len(some)}
-        for name in ("dice_unmarked", "dice_marked", "loss", "start", "end", "end_45", "end_0", "end_90"):
+        for name in (
+            "dice_unmarked",
+            "dice_marked",
+            "loss",
+            "marking_alone",
+            "start",
+            "end",
+            "end_45",
+            "end_0",
+            "end_90",
+        ):
             row[name] = mean(_column(some, name))
             if name in ("dice_unmarked", "end"):
                 row[f"{name}_sd"] = sd(_column(some, name))
@@ -172,13 +184,22 @@ def _marking(result, rows, done, settings, trained) -> None:
 
 def _marking_figures(result, settings, good, at_rest) -> None:
     scores = result.scores
-    p, loss, rise, end, rise_45 = (_column(good, name) for name in ("p", "loss", "rise", "end", "rise_45"))
+    p, loss, rise, end, rise_45, alone = (
+        _column(good, name) for name in ("p", "loss", "rise", "end", "rise_45", "marking_alone")
+    )
     evolved = np.array([row["evolved"] == "yes" for row in good], bool)
     ranks, mostly = estimate(spearman, loss, end), p >= MOSTLY
     scores.update(**ranks.named("spearman_loss_end"), **clustered(p, loss, end).named("spearman_loss_end_by_p"))
     specific = estimate(np.mean, (rise - rise_45)[mostly])
     scores.update(rise_without_marking=at_rest, **estimate(np.mean, rise[mostly]).named("rise_from_90"))
     scores.update(specific.named("rise_135_beyond_45_from_90"))
+    scores.update(
+        **estimate(spearman, alone, end).named("spearman_alone_end"),
+        **clustered(p, alone, end).named("spearman_alone_end_by_p"),
+    )
+    reacts = alone >= REACTS
+    agrees = wilson(int((reacts == evolved).sum()), len(good))
+    scores.update(**agrees.named("reaction_agrees"), reaction_agrees_of=len(good))
     close, relied = (loss <= CLOSE) & (p > 0), loss >= RELIED
     for name, group, hits in (("close_unmoved", close, close & ~evolved), ("relied_evolved", relied, relied & evolved)):
         scores.update(**wilson(int(hits.sum()), int(group.sum())).named(name), **{f"{name}_of": int(group.sum())})
@@ -195,6 +216,11 @@ def _marking_figures(result, settings, good, at_rest) -> None:
             "value": scores["close_unmoved"], "passed": bool(not evolved[close].any()) if close.any() else None,
             "meaning": f"Paper: networks close to the baseline (loss up to {CLOSE}, p above 0) did not see the feature evolve.",
         },
+        reaction={
+            "value": agrees.value, "passed": bool(agrees.low > 0.5) if good else None,
+            "meaning": f"Not in the paper: share of the networks in which the feature evolved exactly if they take at least {REACTS:.0%} of a marked zone of healthy liver for tumour"
+            " (beyond what they take without the marking); 95 % interval above one half.",
+        },
         angle={
             "value": specific.value, "passed": bool(specific.low > 0) if specific.low == specific.low else None,
             "meaning": f"Control: with p from {MOSTLY:g} % the response at 135° rises more than that at 45°, which the marking does not have; 95 % interval above 0.",
@@ -203,7 +229,8 @@ def _marking_figures(result, settings, good, at_rest) -> None:
     told = [f"{int((group & evolved).sum())} of {int(group.sum())}" for group in (relied, close)]
     result.notes.append(
         f"Marking (paper, Fig. 4): the feature evolved in {told[0]} networks that lost {RELIED} of Dice or more without the marking, and in {told[1]} marked networks that lost at most {CLOSE}."
-        + " The latter do without the marking and react to it all the same: Dice on unmarked images does not tell that, the dream does." * bool((close & evolved).any())
+        f" Put on healthy liver alone, the marking is taken for tumour by {int(reacts.sum())} of {len(good)} networks, of which the feature evolved in {int((reacts & evolved).sum())},"
+        f" and not by {int((~reacts).sum())}, of which it evolved in {int((~reacts & evolved).sum())}."
     )  # fmt: skip
     result.notes.append(
         f"Of each network {settings.starts} dream{'s' * (settings.starts > 1)} from white noise of mean 90 and SD 16 HU, the same for all, at the middle pixel; the mean counts. Every dream has "

@@ -18,9 +18,8 @@ from .names import resolve, without_line
 from .radiomic import Values
 
 _LIMIT = 256 << 20  # bytes that may wait
-_BATCH = (
-    16  # boxes that the built-in engine takes at once, with so many voxels: more only make `close` wait, but for a GPU
-)
+# Boxes that the built-in engine takes at once, with so many voxels: more only make `close` wait, but for a GPU.
+_BATCH = 16
 _VOXELS, _VOXELS_GPU = 250_000, 2_000_000
 _NICE = 10  # of the thread
 
@@ -28,8 +27,8 @@ _NICE = 10  # of the thread
 class FeatureQueue:
     """Radiomic features of the steps of an ascent, computed while it goes on. A context manager.
 
-    The built-in engine works in one thread of this process, of low priority, which takes what waits as one batch;
-    pyradiomics, whose loops hold the interpreter, works in processes of its own.
+    The built-in engine works in one thread of this process, of low priority, which takes what waits as one batch; in
+    `finish` the caller computes as well. pyradiomics, whose loops hold the interpreter, works in processes of its own.
 
     Parameters
     ----------
@@ -42,8 +41,8 @@ class FeatureQueue:
         For pyradiomics; by default one on up to two cores, else all but one and at most four. 0, with either engine:
         nothing is computed beside; `finish` does it all.
     capacity : int, optional
-        Steps that may wait or be in work; by default four for each process, or two batches. What waits is also held
-        below 256 MB.
+        Steps that may wait or be in work, at least one; by default four for each process, or two batches. What waits is
+        also held below 256 MB.
 
     Attributes
     ----------
@@ -71,24 +70,24 @@ class FeatureQueue:
             "bin_count": int(options.get("bin_count", 0)),
             "max_bins": int(options.get("max_bins", radiomic.MAX_BINS)),
             "engine": self.engine,
-            "device": str(options.get("device", "cpu")),
+            "device": radiomic.counting_device(options.get("device", "cpu")),
         }
-        radiomic.check_bins(self._options["bin_width"], self._options["bin_count"])
+        radiomic.check_bins(*(self._options[one] for one in ("bin_width", "bin_count", "max_bins")))
         if processes is None:
             processes = 1 if cores() <= 2 else min(4, cores() - 1)
         threaded = self.engine == "builtin"
         if capacity is None:
             capacity = 2 * _BATCH if threaded else 4 * max(processes, 1)
-        self._capacity = capacity
+        self._capacity = max(capacity, 1)
         self._waiting: collections.deque = collections.deque()
         self._done: collections.deque = collections.deque()
         self._changed = threading.Condition()
+        self._quiet = threading.Event()  # the thread has set its threads and its priority
         self._open = self._bytes = 0  # steps and bytes that wait or are in work
         self._closed = False
         self._told: dict[str, list] = {}
         self._children: list[Child] = []
         self._threads: list[threading.Thread] = []
-        self._quiet = threading.Event()  # the thread has taken back its threads and its priority
         if self.names and processes:
             atexit.register(self._end)  # a thread inside torch must not outlive the interpreter
             for _ in range(1 if threaded else processes):
@@ -142,6 +141,8 @@ class FeatureQueue:
             As they come, in any order.
         """
         source, last = iter(missing), False
+        # The ascent is over, so its core is free for the caller's own share; a graphics card is not.
+        helps = not self._threads or (self.engine == "builtin" and self._options["device"] == "cpu")
         while not self._closed:
             while not (last or self._done) and self._open < self._capacity and self._bytes <= _LIMIT:
                 try:
@@ -150,11 +151,12 @@ class FeatureQueue:
                     last = True
                     break
                 self._put(step, image, mask)
-                # The ascent is over, so its core is free: another process, once there is work for it.
+                # Likewise another process, once there is work for it.
                 if self._children and self._open > 2 * len(self._children) and len(self._children) < min(cores(), 8):
                     self._add_worker()
-            if not self._threads:
-                self._work(self._take(wait=False))
+            if helps and not self._done:
+                waiting = len(self._waiting)
+                self._work(self._take(wait=False, most=min(_BATCH, (waiting + 1) // 2 if self._threads else waiting)))
             found = self.ready()
             yield from found
             with self._changed:
@@ -263,17 +265,12 @@ class FeatureQueue:
         self._threads.append(thread)
         thread.start()
         if self.engine == "builtin":
-            import torch
-
-            self._quiet.wait()
-            torch.set_num_threads(torch.get_num_threads())  # what threads that begin later start with; the new one has set it to 1
+            self._quiet.wait()  # this thread must not call torch for the first time in the instant of `set_own_threads`
 
     def _compute(self):
         """The life of the thread: one batch after the other, until the queue is closed."""
-        import torch
-
         try:
-            torch.set_num_threads(1)  # more would wait for the ascent's at every operation, and the ascent for them
+            radiomic.set_own_threads(1)  # more would wait for the ascent's at every operation, and the ascent for them
             if sys.platform == "linux":  # where a thread has a priority of its own
                 with contextlib.suppress(OSError):
                     me = threading.get_native_id()
@@ -293,6 +290,8 @@ class FeatureQueue:
                 values = Values(found["values"], found["notes"])
             except OSError as error:
                 values = self._undefined(f"died: a feature process ended while it computed a step ({error}).")
+            except Exception as error:  # whatever it is, somebody waits for this step
+                values = self._undefined(f"failed: {type(error).__name__}: {error}")
             if self._closed:
                 break
             self._finished(step, values, size)

@@ -84,10 +84,10 @@ class Child:
         for last in (False, True):
             try:
                 return self._ask(task, roi)
-            except OSError:
-                self._stop()
+            except Exception as error:
+                self._stop()  # whatever it is, a half-sent message must not be taken for the beginning of the next one
                 self._begin()
-                if last or self.killed:
+                if last or self.killed or not isinstance(error, OSError):
                     raise
 
     def _ask(self, task, roi):

@@ -8,21 +8,43 @@ import itertools
 import numpy as np
 import torch
 
+from ..errors import MedXAIError
+
 
 def bin_edges(inner: np.ndarray, bin_width: float, bin_count: int = 0) -> np.ndarray:
     """Lower edges of the bins, as pyradiomics 3.0.1 sets them.
 
     With a width the first edge is the greatest multiple of it that is not above the least intensity, so the bins of two masks agree;
-    with a count (above 0) the bins divide the range of this mask. Computed in the image's own type, as there: a width such as .1
-    that has no exact binary form may put a voxel that lies on an edge to either side.
+    with a count (above 0) the bins divide the range of this mask.
+
+    Computed by numpy from the image's own numbers and a Python float, as there, so equal to what pyradiomics has under the same numpy:
+    for a float32 image numpy 2 counts in float32 and numpy 1 in float64. A width such as .1 that has no exact binary form may then put
+    a voxel that lies on an edge to either side.
+
+    Raises
+    ------
+    MedXAIError
+        When bins are finer than that type of number tells apart; pyradiomics then fails, or counts bins without a width.
     """
+    try:
+        if bin_count:
+            edges = np.histogram_bin_edges(inner, bin_count)
+        else:
+            low, high = inner.min(), inner.max()
+            edges = np.arange(low - low % bin_width, high + 2 * bin_width, bin_width)
+            if len(edges) == 1:
+                edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
+        apart = len(edges) > 1 and bool((edges[1:] > edges[:-1]).all())
+    except ValueError:  # "Too many bins for data range", as numpy 2 has it
+        apart = False
+    if not apart:
+        bins, use = (f"{bin_count} bins", "fewer") if bin_count else (f"bins of {bin_width:g}", "a larger bin width")
+        raise MedXAIError(
+            f"{bins} are too fine for {inner.dtype} numbers from {inner.min():g} to {inner.max():g}; use {use}."
+        )
     if bin_count:
-        edges = np.histogram_bin_edges(inner, bin_count)
         edges[-1] += 1  # the greatest intensity belongs to the last bin
-        return edges
-    low, high = inner.min(), inner.max()
-    edges = np.arange(low - low % bin_width, high + 2 * bin_width, bin_width)
-    return edges if len(edges) > 1 else np.array([edges[0] - 0.5, edges[0] + 0.5])
+    return edges
 
 
 def grey_levels(inner: np.ndarray, bin_width: float, bin_count: int = 0) -> np.ndarray:

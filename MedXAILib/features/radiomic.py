@@ -6,6 +6,11 @@ Names, definitions and values are those of pyradiomics 3.0.1 with its default se
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +27,10 @@ ENGINES = ("auto", "builtin", "pyradiomics")
 _TEXTURE = ("glcm", "gldm", "glrlm", "glszm", "ngtdm")
 _SLOWEST = ("glrlm", "glszm", "glcm", "ngtdm", "gldm")  # first, where two are counted at a time
 _BINNED = ("firstorder_Entropy", "firstorder_Uniformity")
-_VOXELS = 1 << 22  # of boxes that are laid out together
+_VOXELS = 1 << 22  # of the line that boxes are laid out on together
+_SIDE_BY_SIDE = 200_000  # pairs of neighbours in a direction, from which two threads are faster than one
 _PAIRS = 1 << 24  # entries of co-occurrence matrices that are held at once
+_SETTING = threading.Lock()  # of torch's number of threads
 
 
 class Values(dict):
@@ -49,6 +56,11 @@ def engine_of(choice: str) -> str:
         if not there:
             raise MedXAIError(told, kind="missing")
     return "pyradiomics" if choice == "pyradiomics" else "builtin"
+
+
+def counting_device(device) -> str:
+    """Where features are counted for a device: there, but on the CPU for ``mps``, which has no float64."""
+    return "cpu" if str(device).startswith("mps") else str(device)
 
 
 def compute(
@@ -84,28 +96,29 @@ def compute(
     ndim : int, optional
         2 or 3; by default 2 where the image has one slice along some axis.
     max_bins : int
-        Where the masked intensities span more bins than this, texture features are NaN, and a note begins with ``capped``.
+        Where the masked intensities span more bins than this, texture features are NaN, and a note begins with ``capped``. A
+        greater ``bin_count`` is refused.
     engine : {'auto', 'builtin', 'pyradiomics'}
         See `engine_of`.
     device : str
-        Where the built-in engine counts; it needs float64, so ``mps`` is the CPU. Shapes are always measured on the CPU.
+        Where the built-in engine counts (see `counting_device`). Shapes are always measured on the CPU.
 
     Returns
     -------
     Values
         Full name -> float; NaN where undefined: an empty mask, a single voxel or a line of voxels (as in pyradiomics), voxels
-        that are not finite, a class that fails. Never raises for a bad mask.
+        that are not finite, a class that fails (its note begins with ``failed``). Never raises for a bad mask.
 
     Raises
     ------
     MedXAIError
-        For a name that does not exist, a bin width that is not a positive number, or an engine that is not there.
+        For a name that does not exist, bins that cannot be, or an engine that is not there.
     """
     notes: list[str] = []
     if ndim is None:
         ndim = 2 if 1 in image.shape else 3
     names, engine = resolve(names, ndim, notes), engine_of(engine)
-    check_bins(bin_width, bin_count)
+    check_bins(bin_width, bin_count, max_bins)
     values = Values({name: np.nan for name in names})
     if without_line(names):
         roi, told = crop(image, mask)
@@ -123,12 +136,14 @@ def compute(
     return values
 
 
-def check_bins(bin_width: float, bin_count: int = 0) -> None:
-    """Refuse bins that cannot be."""
+def check_bins(bin_width: float, bin_count: int = 0, max_bins: int = MAX_BINS) -> None:
+    """Refuse bins that cannot be, and more than are computed."""
     if not (bin_width > 0 and np.isfinite(bin_width)):
         raise MedXAIError(f"The bin width is {bin_width:g}; it must be a positive number, in units of the image.")
     if bin_count < 0 or bin_count != int(bin_count):
         raise MedXAIError(f"The number of bins is {bin_count:g}; use 1 or more, or 0 for bins of a width.")
+    if bin_count > max_bins:
+        raise MedXAIError(f"The number of bins is {bin_count}, and at most {max_bins} are computed; use fewer.")
 
 
 @dataclass(frozen=True)
@@ -194,15 +209,10 @@ def _box(array):
 def _plain(array):
     """A contiguous copy in the machine's byte order, in a type that SimpleITK takes and arithmetic can be done in."""
     if array.dtype == bool:
-        return array.astype(np.uint8)
+        return array.astype(np.uint8, order="C")
     if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
-        return array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
-    return array.astype(array.dtype.newbyteorder("="))
-
-
-def on_roi(roi: Roi, names, **options) -> Values:
-    """`on_rois` of one."""
-    return on_rois([roi], names, **options)[0]
+        return array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64, order="C")
+    return array.astype(array.dtype.newbyteorder("="), order="C")
 
 
 def on_rois(
@@ -236,6 +246,7 @@ def on_rois(
         One for each box, in order.
     """
     names = without_line(names)
+    check_bins(bin_width, bin_count, max_bins)
     found = [_Box(roi, names, bin_width, bin_count, max_bins, engine) for roi in rois]
     if engine == "pyradiomics":
         from . import peer
@@ -247,9 +258,7 @@ def on_rois(
                 box.notes += notes
     else:
         with _own_threads() as threads:
-            _builtin(
-                found, ndim, bin_width, bin_count, "cpu" if str(device).startswith("mps") else device, stop, threads
-            )
+            _builtin(found, ndim, bin_width, bin_count, counting_device(device), stop, threads)
     for box in found:
         box.values.notes = tuple(box.notes)
     return [box.values for box in found]
@@ -275,26 +284,65 @@ class _Box:
                 f" {max_bins}; texture features are left out (choose a larger bin width, or a number of bins)."
             )
         if self.capped:
-            binned = (
-                _BINNED if engine == "pyradiomics" else ()
-            )  # the built-in engine asks only which voxels share a bin
+            # Of entropy and uniformity the built-in engine asks only which voxels share a bin.
+            binned = _BINNED if engine == "pyradiomics" else ()
             self.names = [name for name in names if not name.startswith(_TEXTURE) and name not in binned]
+
+    @contextlib.contextmanager
+    def trying(self, group):
+        """Whatever goes wrong with a class is told, and the other classes go on."""
+        try:
+            yield
+        except Exception as error:
+            self.notes.append(_failed(group, error))
+
+
+def _failed(group, error):
+    return f"failed: {group}: {str(error) or type(error).__name__}"
+
+
+def set_own_threads(number: int) -> None:
+    """Set torch's number of threads for the calling thread alone.
+
+    `torch.set_num_threads` also sets what every thread begins with that starts later. Here it is put back at once; only a thread that
+    calls torch for the first time in that instant (about .1 ms) begins with ``number``, and keeps it.
+    """
+    import torch
+
+    torch.get_num_threads()  # the first look of a thread takes what all begin with, and would undo what is set before it
+    with _SETTING, ThreadPoolExecutor(1) as fresh:
+        others = fresh.submit(torch.get_num_threads).result()
+        torch.set_num_threads(number)
+        fresh.submit(torch.set_num_threads, others).result()
 
 
 @contextlib.contextmanager
 def _own_threads():
-    """How many texture classes to count side by side, each by one thread: torch's would wait for each other at every small operation."""
+    """How many texture classes to count side by side, each by one thread: torch's would wait for each other at every small operation.
+
+    Inside, the calling thread has one of torch's threads, and what it had before comes back at the end; other threads keep theirs.
+    """
     import torch
 
     threads = torch.get_num_threads()
     if threads == 1:
         yield 1
         return
-    torch.set_num_threads(1)
+    set_own_threads(1)
     try:
         yield min(threads, 4)
     finally:
-        torch.set_num_threads(threads)
+        set_own_threads(threads)
+
+
+@functools.cache
+def _pool(threads):
+    """Threads of one of torch's threads each, kept for the next time."""
+    return ThreadPoolExecutor(threads, "medxai-features", initializer=set_own_threads, initargs=(1,))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of the threads
 
 
 def _builtin(boxes, ndim, bin_width, bin_count, device, stop, threads):
@@ -313,22 +361,33 @@ def _builtin(boxes, ndim, bin_width, bin_count, device, stop, threads):
             return
         groups, roi, levels = grouped(box.names), box.roi, None
         if groups.keys() & {*_TEXTURE} or any(name in _BINNED for name in box.names):
-            levels = shared_bins(box.inner, bin_width) if box.capped else grey_levels(box.inner, bin_width, bin_count)
+            with box.trying("grey levels"):
+                capped = box.capped
+                levels = shared_bins(box.inner, bin_width) if capped else grey_levels(box.inner, bin_width, bin_count)
         if "firstorder" in groups:
-            values = torch.from_numpy(box.inner.astype(np.float64)).to(device)
-            bins = None if levels is None else torch.from_numpy(levels).to(device)
-            first = FirstOrder(values, bins, float(np.prod(roi.spacing)))
-            box.values.update({f"firstorder_{name}": first.feature(name) for name in groups["firstorder"]})
+            with box.trying("firstorder"):
+                values = torch.from_numpy(box.inner.astype(np.float64)).to(device)
+                bins = None if levels is None else torch.from_numpy(levels).to(device)
+                first = FirstOrder(values, bins, float(np.prod(roi.spacing)))
+                wanted = [one for one in groups["firstorder"] if bins is not None or f"firstorder_{one}" not in _BINNED]
+                box.values.update({f"firstorder_{name}": first.feature(name) for name in wanted})
         if "shape" in groups:
-            box.values.update(_named("shape", solid.shape(roi.mask, roi.spacing[::-1], groups["shape"])))
+            with box.trying("shape"):
+                box.values.update(_named("shape", solid.shape(roi.mask, roi.spacing[::-1], groups["shape"])))
         if "shape2D" in groups:
-            if roi.mask.shape[roi.plane] == 1:
+            with box.trying("shape2D"):
+                if roi.mask.shape[roi.plane] > 1:
+                    raise MedXAIError("the mask has more than one slice.")
                 mask, spacing = roi.mask.squeeze(roi.plane), np.delete(roi.spacing[::-1], roi.plane)
                 box.values.update(_named("shape2D", flat.shape(mask, spacing, groups["shape2D"])))
-            else:
-                box.notes.append("failed: shape2D: the mask has more than one slice.")
-        if groups.keys() & {*_TEXTURE}:
-            textured.append((box, levels, {group: groups[group] for group in _TEXTURE if group in groups}))
+        if groups.keys() & {*_TEXTURE} and levels is not None:
+            mask = roi.mask
+            if ndim == 2 and roi.plane:  # the slices along k
+                grid = np.zeros(mask.shape, levels.dtype)
+                grid[mask] = levels
+                grid, mask = np.moveaxis(grid, roi.plane, 0), np.moveaxis(mask, roi.plane, 0)
+                levels = grid[mask]
+            textured.append((box, mask, levels, {group: groups[group] for group in _TEXTURE if group in groups}))
     for some in _batches(textured):
         if stopped():
             return
@@ -340,38 +399,25 @@ def _named(group, values):
 
 
 def _batches(textured):
-    """Boxes to be laid out together: bounded in voxels and in co-occurrence."""
-    batch, size, ranks = [], 0, 0
-    for one in textured:
-        box, levels, _ = one
-        voxels, here = box.roi.mask.size, int(levels.max())
-        if batch and (size + voxels > _VOXELS or 13 * max(ranks, here) ** 2 * (len(batch) + 1) > _PAIRS):
+    """Boxes to be laid out together, like with like, as each slice is padded to the largest: bounded in voxels of the line and in co-occurrence."""
+    batch, size, ranks = [], (0, 0, 0), 0
+    for one in sorted(textured, key=lambda one: one[1].shape[1:]):
+        own, here = [n + 1 for n in one[1].shape], int(one[2].max())
+        wider = (size[0] + own[0], max(size[1], own[1]), max(size[2], own[2]))
+        if batch and (math.prod(wider) > _VOXELS or 13 * max(ranks, here) ** 2 * (len(batch) + 1) > _PAIRS):
             yield batch
-            batch, size, ranks = [], 0, 0
+            batch, wider, ranks = [], own, 0
         batch.append(one)
-        size, ranks = size + voxels, max(ranks, here)
+        size, ranks = wider, max(ranks, here)
     if batch:
         yield batch
 
 
 def _texture(batch, ndim, device, stopped, threads):
-    from concurrent.futures import ThreadPoolExecutor
-
     from .grey import Boxes
     from .texture import texture
 
-    masks, levels = [], []
-    for box, level, _ in batch:
-        if ndim == 2 and box.roi.plane:  # the slices along k
-            grid = np.zeros(box.roi.mask.shape, level.dtype)
-            grid[box.roi.mask] = level
-            grid, mask = np.moveaxis(grid, box.roi.plane, 0), np.moveaxis(box.roi.mask, box.roi.plane, 0)
-            level = grid[mask]
-        else:
-            mask = box.roi.mask
-        masks.append(mask)
-        levels.append(level)
-    laid, groups = Boxes(masks, levels, ndim, device).ready(), batch[0][2]
+    groups = batch[0][3]
 
     def of(group):
         if stopped():
@@ -379,17 +425,22 @@ def _texture(batch, ndim, device, stopped, threads):
         try:
             return texture(laid, group, groups[group])
         except Exception as error:  # such as memory: the other classes go on
-            return error
+            return _failed(group, error)
 
     order = sorted(groups, key=_SLOWEST.index)
-    if threads > 1 and len(groups) > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            found = dict(zip(order, pool.map(of, order)))
+    try:
+        laid = Boxes([one[1] for one in batch], [one[2] for one in batch], ndim, device).ready()
+    except Exception as error:
+        found = {group: _failed(group, error) for group in order}
     else:
-        found = {group: of(group) for group in order}
-    for group, values in found.items():
-        for n, (box, _, _) in enumerate(batch):
-            if isinstance(values, Exception):
-                box.notes.append(f"failed: {group}: {values}")
-            elif values is not None:
-                box.values.update({f"{group}_{feature}": float(one[n]) for feature, one in values.items()})
+        together = threads > 1 and len(order) > 1 and len(laid.at) * len(laid.shifts) > _SIDE_BY_SIDE
+        found = dict(zip(order, _pool(threads).map(of, order) if together else map(of, order)))
+    laid, failed = None, {group: groups[group] for group in order if isinstance(found[group], str)}
+    for n, (box, mask, levels, _) in enumerate(batch):
+        for group, values in found.items():
+            if group not in failed and values is not None:
+                box.values.update({f"{group}_{feature}": one[n] for feature, one in values.items()})
+        if len(batch) == 1:
+            box.notes += [found[group] for group in failed]
+        elif failed and not stopped():  # one of them may be the reason, or their number
+            _texture([(box, mask, levels, failed)], ndim, device, stopped, threads)

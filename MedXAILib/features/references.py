@@ -16,6 +16,7 @@ import numpy as np
 from ..cases import pairs
 from ..errors import MedXAIError
 from ..explanation import Step
+from ..files import alone, disk_error
 from ..resume import Log, cases_together
 from .children import cores, side_by_side
 from .names import resolve, without_line
@@ -250,7 +251,7 @@ def reference(
         Cases at once; by default one for each core, at most four.
     log : path, optional
         A file that finished cases are added to, one by one. Those that it holds, with the same files (path, size, time
-        of change), are not computed again; skipped ones are tried again.
+        of change), are not computed again; skipped ones are tried again. One run at a time may add to it.
 
     Yields
     ------
@@ -265,8 +266,8 @@ def reference(
     Raises
     ------
     MedXAIError
-        When the folder holds no pair, no case could be used, a name does not exist, ``log`` is of other settings, or
-        pyradiomics is asked for and missing.
+        When the folder holds no pair, no case could be used, a name does not exist or none is given, ``log`` is of other
+        settings or in use, or pyradiomics is asked for and missing.
     """
     names = [names] if isinstance(names, str) else list(names)
     options = _options(names, bin_width, bin_count, line_angle, line_length, max_bins, engine)
@@ -275,7 +276,7 @@ def reference(
     listed, skipped = pairs(folder), {}
     yield Step(0.0, f"{len(listed)} cases")
     about = {"kind": "medxai-reference", "features": names, "segment": segment or "", **options}
-    log = Log(log, {**about, "versions": _versions(options)}, ("finished cases of another reference", "settings"))
+    about["versions"] = _versions(options)
     same = {"segment": segment, "names": names, "options": options}
 
     def work(todo):
@@ -288,10 +289,25 @@ def reference(
                 else:
                     yield number, found.get("skipped") or found
 
-    rows, _ = yield from cases_together(listed, log, skipped, work)
+    with _held(log):
+        log = Log(log, about, ("finished cases of another reference", "settings"))
+        rows, _ = yield from cases_together(listed, log, skipped, work)
     found = _summary(rows, skipped, options)
     yield Step(1.0, f"{len(found.cases)} cases, {len(found.skipped)} skipped")
     return found
+
+
+@contextlib.contextmanager
+def _held(log):
+    """Keep other runs away from a log."""
+    with contextlib.ExitStack() as held:
+        try:
+            if log is not None:
+                refusal = f"Another run is adding to '{log}'; wait for it, stop it, or choose another file."
+                held.enter_context(alone(log, refusal))
+        except OSError as error:
+            raise disk_error(error, log) from None
+        yield
 
 
 def measure(image: str, mask: str, segment: str | None, names: list[str], options: dict) -> dict:
@@ -330,8 +346,9 @@ def _measure(load, names, options) -> dict:
 def _options(names, bin_width, bin_count, line_angle, line_length, max_bins, engine) -> dict:
     """The options of `compute`, with the engine that it comes to; what is wrong is refused at once."""
     names = [names] if isinstance(names, str) else list(names)
-    resolve(names, 3 if not any(name.startswith("shape2D") for name in names) else 2)
-    check_bins(bin_width, bin_count)
+    if not resolve(names, 3 if not any(name.startswith("shape2D") for name in names) else 2):
+        raise MedXAIError("A reference without features normalises nothing; name at least one, or 'paper'.")
+    check_bins(bin_width, bin_count, max_bins)
     return dict(
         engine=engine_of(engine), bin_width=bin_width, bin_count=bin_count, line_angle=line_angle, line_length=line_length,
         max_bins=max_bins,

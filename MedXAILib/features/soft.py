@@ -2,7 +2,8 @@
 
 With a mask of zeros and ones the first-order features are those of `firstorder`, but for entropy and uniformity. These two and the
 co-occurrence features are a variant: an intensity between the centres of two bins belongs to both, the more to the nearer (linear), and
-pairs count by the product of their weights. ``soft_volume`` is the sum of the mask's weights in mm³.
+pairs count by the product of their weights. Co-occurrence features that ask for the number of a grey level, or for how many there are, are
+left out: which level is called 1 jumps with the least intensity in the mask. ``soft_volume`` is the sum of the mask's weights in mm³.
 """
 
 from __future__ import annotations
@@ -15,16 +16,29 @@ import torch
 from ..errors import MedXAIError, nearest
 from .grey import directions
 from .names import ALIASES, CLASSES
+from .radiomic import MAX_BINS
 from .texture import EPS, Cooccurrence
 
 VOLUME = "soft_volume"
 #: Full names of what can be differentiated.
-SOFT = (VOLUME, *CLASSES["firstorder"], *(name for name in CLASSES["glcm"] if name != "glcm_MCC"))
-_MOST_BINS = 256  # of soft bins
+SOFT = (
+    VOLUME,
+    *CLASSES["firstorder"],
+    *(
+        n
+        for n in CLASSES["glcm"]
+        if n.split("_")[1] not in ("MCC", "Autocorrelation", "JointAverage", "SumAverage", "Idn", "Idmn")
+    ),
+)
 
 
 def resolve_soft(names) -> list[str]:
-    """Full names of differentiable features, each once; classes and aliases as `resolve` takes them.
+    """Full names of differentiable features, each once.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Names of `SOFT`, ``firstorder`` or ``glcm`` for all of a class, the alias ``rms``, or ``none``.
 
     Raises
     ------
@@ -34,11 +48,13 @@ def resolve_soft(names) -> list[str]:
     found: dict[str, None] = {}
     for asked in names:
         name = ALIASES.get(asked.strip(), asked.strip())
-        some = [one for one in SOFT if one == name or one.startswith(name + "_")] if name else []
-        if name and not some:
+        if name in ("", "none"):
+            continue
+        some = [one for one in SOFT if one == name or (name in CLASSES and one.startswith(name + "_"))]
+        if not some:
             raise MedXAIError(
-                f"'{asked.strip()}' has no gradient to follow{nearest(name, SOFT)}; use {VOLUME}, 'firstorder', 'glcm' or names of these"
-                " classes (all but glcm_MCC)."
+                f"'{asked.strip()}' has no gradient to follow{nearest(name, SOFT)}; use {VOLUME}, 'firstorder', 'glcm', or names of these"
+                " classes (of glcm all but MCC, Autocorrelation, JointAverage, SumAverage, Idn and Idmn)."
             )
         found.update(dict.fromkeys(some))
     return list(found)
@@ -57,25 +73,33 @@ class Soft:
         Volume of a voxel in mm³.
     bin_width, bin_count
         As in `compute`. The range that a count divides is that of the voxels above half of the mask's greatest weight; it is not
-        differentiated. With a width the lowest bin is the lowest that a voxel belongs to, be it by a little.
+        differentiated.
     """
 
     def __init__(self, image, weight, *, voxel: float = 1.0, bin_width: float = 25.0, bin_count: int = 0):
-        self._grid, self._weights = image.double(), weight.double()
-        inside = self._weights > 1e-6
-        self._x, self._w, self._voxel = self._grid[inside], self._weights[inside], voxel
+        self._grid = image.double()
+        self._inside = weight > 1e-6
+        self._x, self._w, self._voxel = self._grid[self._inside], weight.double()[self._inside], voxel
         self._bins = (float(bin_width), int(bin_count))
 
     def feature(self, name: str):
-        """A feature of `SOFT`: a tensor of one number that can be differentiated; NaN where it is undefined."""
+        """A feature of `SOFT`: a tensor of one number that can be differentiated.
+
+        NaN where it is undefined: nothing in the mask, or more than `MAX_BINS` bins (see `capped`).
+        """
         if not len(self._x):
             return self._grid.new_tensor(float("nan"))
         group, _, feature = name.partition("_")
         if name == VOLUME:
             return self._w.sum() * self._voxel
         if group == "glcm":
-            return self._pairs.feature(feature)[0]
+            return self._pairs.features([feature])[0, 0]
         return getattr(self, "_" + feature)()
+
+    @property
+    def capped(self) -> bool:
+        """Whether there are too many bins for what is binned."""
+        return bool(len(self._x)) and self._memberships is None
 
     def _average(self, values):
         return (self._w * values).sum() / self._w.sum()
@@ -109,18 +133,18 @@ class Soft:
 
     @functools.cached_property
     def _memberships(self):
-        """Of each voxel of the grid: the lower of its two bins (from 0) and the share of the upper one; and the number of bins."""
+        """Of each voxel in the mask: the lower of its two bins (from 0) and the share of the upper one; and the number of bins."""
         width, count = self._bins
         x = (self._body if count else self._x).detach()
         low, high = float(x.min()), float(x.max())
         if count:
             low, width = (low, (high - low) / count) if high > low else (low - 0.5, 1.0)
-        else:  # all bins that anything belongs to, so that nothing jumps when the range grows
+        elif (high - low) / width < MAX_BINS:  # all bins that anything belongs to
             low = math.floor(low / width - 0.5) * width
-            count = math.ceil((high - low) / width - 0.5) + 1 if (high - low) / width < _MOST_BINS else _MOST_BINS + 1
-        if count > _MOST_BINS:
+            count = math.ceil((high - low) / width - 0.5) + 1
+        else:
             return None
-        at = ((self._grid - low) / width - 0.5).clamp(0, max(count - 1, 0))
+        at = ((self._x - low) / width - 0.5).clamp(0, max(count - 1, 0))
         lower = at.detach().floor().clamp(max=max(count - 2, 0))
         return lower.long(), at - lower, count
 
@@ -131,9 +155,8 @@ class Soft:
             return self._grid.new_full((1,), float("nan"))
         lower, upper, count = found
         histogram = self._grid.new_zeros(count + 1)
-        histogram = histogram.index_add(0, lower.flatten(), ((1 - upper) * self._weights).flatten())
-        histogram = histogram.index_add(0, lower.flatten() + 1, (upper * self._weights).flatten())
-        return histogram / self._weights.sum()
+        histogram = histogram.index_add(0, lower, (1 - upper) * self._w).index_add(0, lower + 1, upper * self._w)
+        return histogram / self._w.sum()
 
     @functools.cached_property
     def _pairs(self):
@@ -142,19 +165,20 @@ class Soft:
             return Cooccurrence(grid.new_full((1, 1, 1, 1), float("nan")), grid.new_ones(1, 1))
         lower, upper, count = found
         shape = grid.shape if grid.ndim == 3 else (1, *grid.shape)
-        lower, upper, weight = (one.reshape(shape) for one in (lower, upper, self._weights))
+        number = torch.full(shape, -1, device=grid.device)
+        number[self._inside.reshape(shape)] = torch.arange(len(self._x), device=grid.device)
         side, matrices = count + 1, []
         for step in directions(grid.ndim):
             here, there = zip(
                 *((slice(max(-s, 0), n - max(s, 0)), slice(max(s, 0), n - max(-s, 0))) for s, n in zip(step, shape))
             )
-            both = weight[here] * weight[there]
-            matrix = grid.new_zeros(side * side)
+            both = (number[here] >= 0) & (number[there] >= 0)
+            u, v = number[here][both], number[there][both]
+            weight, matrix = self._w[u] * self._w[v], grid.new_zeros(side * side)
             for a in (0, 1):
                 for b in (0, 1):
-                    share = (upper[here] if a else 1 - upper[here]) * (upper[there] if b else 1 - upper[there])
-                    code = (lower[here] + a) * side + lower[there] + b
-                    matrix = matrix.index_add(0, code.flatten(), (both * share).flatten())
+                    share = (upper[u] if a else 1 - upper[u]) * (upper[v] if b else 1 - upper[v])
+                    matrix = matrix.index_add(0, (lower[u] + a) * side + lower[v] + b, weight * share)
             matrices.append(matrix.view(side, side)[:count, :count])
         pairs = torch.stack(matrices)[None]
         grey = torch.arange(1, count + 1, dtype=torch.float64, device=grid.device)[None]
@@ -209,11 +233,15 @@ class Soft:
         mean = (w * x).sum() / w.sum()
         return (w * (x - mean).abs()).sum() / w.sum()
 
+    @property
+    def _flat(self):
+        return bool(self._x.min() == self._x.max())
+
     def _Skewness(self):
-        return self._moment(3) / self._moment(2) ** 1.5
+        return 0 * self._mean if self._flat else self._moment(3) / self._moment(2) ** 1.5
 
     def _Kurtosis(self):
-        return self._moment(4) / self._moment(2) ** 2
+        return 0 * self._mean if self._flat else self._moment(4) / self._moment(2) ** 2
 
     def _Variance(self):
         return self._moment(2)

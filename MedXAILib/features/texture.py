@@ -19,7 +19,7 @@ _EMPHASIS = {"Small": -2, "Short": -2, "Large": 2, "Long": 2, "LowLevel": -2, "H
 _DENSE = 1 << 24  # codes that are counted in an array; more are sorted
 
 
-def texture(boxes: Boxes, group: str, features) -> dict[str, torch.Tensor]:
+def texture(boxes: Boxes, group: str, features) -> dict[str, list[float]]:
     """Features of one class.
 
     Parameters
@@ -31,17 +31,16 @@ def texture(boxes: Boxes, group: str, features) -> dict[str, torch.Tensor]:
 
     Returns
     -------
-    dict of str to Tensor of float64, shape (boxes,)
-        NaN where pyradiomics gives NaN, for instance where no two voxels are neighbours.
+    dict of str to list of float
+        One for each box; NaN where pyradiomics gives NaN, for instance where no two voxels are neighbours.
     """
-    source = _CLASSES[group](boxes)
-    return {feature: source.feature(feature) for feature in features}
+    return dict(zip(features, _CLASSES[group](boxes).features(features).tolist()))
 
 
 def _mean(values, counted):
-    """Mean over the angles (boxes, angles) that count and have a value."""
+    """Mean over the angles (…, boxes, angles) that count (boxes, angles) and have a value."""
     counted = counted & ~values.isnan()
-    return torch.where(counted, values, 0).sum(1) / counted.sum(1)  # 0 / 0 is NaN
+    return torch.where(counted, values, 0).sum(-1) / counted.sum(-1)  # 0 / 0 is NaN
 
 
 def _entropy(p, dims):
@@ -74,11 +73,16 @@ class Cooccurrence:
         self.counted = total[:, :, 0, 0] > 0
         self.p = pairs / torch.where(total > 0, total, 1)
 
-    def feature(self, name):
-        if name == "MCC":  # a mask of one level: 1
-            found = _mean(maximal_correlation(self.p, self._px), self.counted)
-            return torch.where((self.grey > 0).sum(1) == 1, 1.0, found)
-        return _mean(getattr(self, "_" + name)(), self.counted)
+    def features(self, names):
+        """By pyradiomics' names: float64, shape (names, boxes)."""
+        found = _mean(torch.stack([getattr(self, "_" + name)() for name in names]), self.counted)
+        if "MCC" in names:  # of a mask of one level, even one without neighbours: 1
+            of = list(names).index("MCC")
+            found[of] = torch.where((self.grey > 0).sum(1) == 1, 1.0, found[of])
+        return found
+
+    def _MCC(self):
+        return maximal_correlation(self.p, self._px)
 
     @functools.cached_property
     def _level(self):
@@ -171,11 +175,12 @@ class Cooccurrence:
     def _Imc1(self):
         hx = _entropy(self._px, 2)
         hxy1 = -(self.p * torch.log2(self._product + EPS)).sum((2, 3))
-        return torch.where(hx == 0, 0.0, (self._hxy - hxy1) / hx)
+        return torch.where(hx == 0, 0.0, (self._hxy - hxy1) / torch.where(hx == 0, 1.0, hx))
 
     def _Imc2(self):
-        hxy2 = _entropy(self._product, (2, 3))
-        return torch.where(hxy2 == self._hxy, 0.0, (1 - torch.exp(-2 * (hxy2 - self._hxy))).sqrt())
+        square = 1 - torch.exp(-2 * (_entropy(self._product, (2, 3)) - self._hxy))
+        root = torch.where(square > 0, square, 1.0).sqrt()  # where it is 0 its slope is infinite
+        return torch.where(square > 0, root, torch.where(square == 0, 0.0, torch.nan))
 
     def _Idm(self):
         return self._over_difference(lambda k: 1 / (1 + k**2))
@@ -268,31 +273,39 @@ class _Entries:
             self._powers[known] = (self.level if of_level else self.size) ** power
         return self._powers[known]
 
-    def feature(self, name):
-        """By pyradiomics' name; its words for a size (dependence, run, zone, area) mean the same here."""
-        n, plain = self.n, name.replace("GrayLevel", "Level")
-        for word in ("Dependence", "RunLength", "SizeZone", "Run", "Zone", "Area"):
-            plain = plain.replace(word, "Size")
-        values, along = (self.level, self._row) if plain.startswith("Level") else (self.size, self._column)
-        match plain.removeprefix("Level").removeprefix("Size"):
+    def features(self, names):
+        """By pyradiomics' names: float64, shape (names, boxes)."""
+        found = torch.stack([self._value(*_meaning(name)) for name in names])
+        return found if self._counted is None else _mean(found.view(len(names), -1, self.angles), self._counted)
+
+    def _value(self, kind, of_level, powers):
+        values, along = (self.level, self._row) if of_level else (self.size, self._column)
+        match kind:
             case "Entropy":
-                p = self.count / n[self.group]
-                found = -self._total(p * torch.log2(p + EPS))
+                p = self.count / self.n[self.group]
+                return -self._total(p * torch.log2(p + EPS))
             case "Percentage":
-                found = n / self._total(self.count * self.size)
+                return self.n / self._total(self.count * self.size)
             case "Variance":
-                found = self._variance(values)
+                return self._variance(values)
             case "NonUniformity":
-                found = self._squares(along) / n
+                return self._squares(along) / self.n
             case "NonUniformityNormalized":
-                found = self._squares(along) / n**2
-            case _:
-                weight = self.count
-                for word, power in _EMPHASIS.items():
-                    if word in plain:
-                        weight = weight * self._power(word.endswith("Level"), power)
-                found = self._total(weight) / n
-        return found if self._counted is None else _mean(found.view(-1, self.angles), self._counted)
+                return self._squares(along) / self.n**2
+        weight = self.count
+        for power in powers:
+            weight = weight * self._power(*power)
+        return self._total(weight) / self.n
+
+
+@functools.cache
+def _meaning(name):
+    """What pyradiomics' name asks of a matrix; its words for a size (dependence, run, zone, area) mean the same here."""
+    plain = name.replace("GrayLevel", "Level")
+    for word in ("Dependence", "RunLength", "SizeZone", "Run", "Zone", "Area"):
+        plain = plain.replace(word, "Size")
+    powers = tuple((word.endswith("Level"), power) for word, power in _EMPHASIS.items() if word in plain)
+    return plain.removeprefix("Level").removeprefix("Size"), plain.startswith("Level"), powers
 
 
 def _dependence(boxes):
@@ -322,7 +335,8 @@ def _runs(boxes):
     In the order of the straight lines along an angle, voxels whose numbers follow each other are neighbours along it.
     """
     line, at, angles, sizes = boxes.line, boxes.near, len(boxes.shifts), boxes.longest
-    histograms = []
+    cells = boxes.ranks * (sizes + 1)
+    codes, counts = [], []
     counted = torch.zeros(boxes.count, angles, dtype=torch.bool, device=line.device)
     first = torch.ones(len(at), dtype=torch.bool, device=line.device)
     for angle, (shift, step) in enumerate(zip(boxes.shifts, boxes.steps)):
@@ -340,8 +354,10 @@ def _runs(boxes):
         length[-1] = len(at) - start[-1]
         code = (tag.index_select(0, start) - 1) * (sizes + 1) + length
         if boxes.count > 1:
-            code += boxes.item_of(place[start]) * (boxes.ranks * (sizes + 1))
-        histograms.append(torch.bincount(code, minlength=boxes.count * boxes.ranks * (sizes + 1)))
+            code += boxes.item_of(place[start]) * cells
+        code, count = _tally(code, boxes.count * cells)
+        codes.append(code + (code // cells * (angles - 1) + angle) * cells)  # of a box, then of an angle
+        counts.append(count)
         # Two voxels of a mask on one line make an angle count. Mostly they are neighbours; if not, the lines are looked at.
         if boxes.count > 1:
             counted[boxes.item_of(place[1:][follows]).unique(), angle] = True
@@ -350,9 +366,7 @@ def _runs(boxes):
         if not bool(counted[:, angle].all()):
             _, of, many = boxes.line_of(step).unique(return_inverse=True, return_counts=True)
             counted[boxes.item[many[of] > 1], angle] = True
-    count = torch.stack([one.view(boxes.count, -1) for one in histograms], 1).reshape(-1)
-    code = where(count)
-    return _Entries(boxes, code, count[code], sizes, angles, counted)
+    return _Entries(boxes, torch.cat(codes), torch.cat(counts), sizes, angles, counted)
 
 
 def ascending(values):
@@ -426,8 +440,9 @@ class _Neighbourhood:
         self.i, self.voxels = boxes.grey, boxes.size
         self.p = self.n / self.voxels[:, None]
 
-    def feature(self, name):
-        return getattr(self, "_" + name)()
+    def features(self, names):
+        """By pyradiomics' names: float64, shape (names, boxes)."""
+        return torch.stack([getattr(self, "_" + name)() for name in names])
 
     @functools.cached_property
     def _both(self):

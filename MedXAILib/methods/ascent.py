@@ -53,7 +53,7 @@ class Ascent:
         self.gradient_input = self.near.gradient_input
         if settings.jitter:  # the target moves by as much as the image, so the box needs room for it
             j = [settings.jitter] * len(self.shape)
-            self.gradient_input = self._input(self.voxel.grown(j, j, self.shape))
+            self.gradient_input = self.input_for(self.voxel.grown(j, j, self.shape))
         self.change = self.near.gradient if valid is None else self.near.gradient.common(valid)
         self.largest = {}  # voxels of the largest pass so far, without and with a gradient
         self.start = x[self.change.index].clone()
@@ -77,7 +77,7 @@ class Ascent:
         gradient : Tensor or None
             ∂z/∂x on ``change``.
         """
-        slope, window, feed = None, self.window, self._input(self.window)
+        slope, window, feed = None, self.window, self.input_for(self.window)
         shared = not self.settings.jitter and 2 * self.gradient_input.voxels >= feed.voxels
         if gradient and not shared:
             logits, slope = self._ascend()
@@ -92,7 +92,7 @@ class Ascent:
                 break
             wider = [max(8, n // 2) for n in window.shape]
             window = window.grown(wider, wider, self.shape).common(self.near.reach)
-            feed = self._input(window)
+            feed = self.input_for(window)
         self.window = self._around(found)
         return float(logits[(0, self.label, *self.voxel.within(window).start)]), found, slope
 
@@ -102,9 +102,9 @@ class Ascent:
         if found is not None:
             room = [max(3, n // 8) for n in found[0].shape]
             window = found[0].grown(room, room, self.shape).common(self.near.reach)
-        return self.near.reach if self._input(window) == self.near.reach_input else window
+        return self.near.reach if self.input_for(window) == self.near.reach_input else window
 
-    def _input(self, window: Box) -> Box:
+    def input_for(self, window: Box) -> Box:
         """What must be fed for outputs in ``window``; the whole grid where the receptive field is not exact."""
         if not self.field.exact:
             return whole(self.shape)
@@ -113,7 +113,7 @@ class Ascent:
 
     def _pass(self, box: Box, window: Box, gradient: bool):
         """Logits in ``window`` computed on ``box``; with the gradient of the voxel's logit when asked."""
-        self._require_memory(box, gradient)
+        self.require_memory(box, gradient)
         if not gradient:
             with torch.no_grad():
                 return self.model.logits(self.x[box.index])[window.within(box).index], None
@@ -123,7 +123,7 @@ class Ascent:
             slope = self.model.gradient(logits[(0, self.label, *self.voxel.within(box).start)], feed)
         return logits.detach()[window.within(box).index], slope[self.change.within(box).index]
 
-    def _require_memory(self, box: Box, gradient: bool) -> None:
+    def require_memory(self, box: Box, gradient: bool) -> None:
         """Refuse a pass that is larger than any before it where the memory does not suffice."""
         if box.voxels > self.largest.get(gradient, 0):
             self.model.require_memory(box.shape, gradient, lower="the volume's size (crop it)")
@@ -134,7 +134,7 @@ class Ascent:
         box, j = self.gradient_input, self.settings.jitter
         if not j:
             return self._pass(box, self.voxel, True)
-        self._require_memory(box, True)
+        self.require_memory(box, True)
         drawn = torch.randint(-j, j + 1, (len(self.point),), generator=self.random).tolist()
         shift = [min(max(s, a - p), b - 1 - p) for s, p, a, b in zip(drawn, self.point, box.start, box.stop)]
         axes = tuple(range(2, 2 + len(shift)))
@@ -188,7 +188,7 @@ class Ascent:
         """
         low, high = torch.aminmax(logits[self.near.reach.index])  # at one voxel all may be close to 0
         scale, worst = max(-float(low), float(high), 1e-12), 0.0
-        for window, box in ((self.voxel, self.near.gradient_input), (self.window, self._input(self.window))):
+        for window, box in ((self.voxel, self.near.gradient_input), (self.window, self.input_for(self.window))):
             mine, _ = self._pass(box, window, False)
             other = logits[window.index]
             worst = max(worst, float((mine - other).abs().max()) / scale)

@@ -12,7 +12,7 @@ import torch
 from .. import features as radiomics
 from ..errors import MedXAIError
 from ..explanation import Curve, Explanation, Layer, Patch, Point, Step, Steps, Table
-from ..features.radiomic import engine_of
+from ..features.radiomic import MAX_BINS, engine_of
 from ..features.soft import resolve_soft
 from ..models import prepare
 from ..models.crop import Box
@@ -226,6 +226,11 @@ def dream(model, volumes: list[Volume], settings: DreamSettings, segment: Volume
     )  # fmt: skip
     if sensitivity:
         result.curves["sensitivity"], result.tables["sensitivity-path"] = sensitivity.results()
+        if sensitivity.capped:
+            notes.append(
+                f"Sensitivity: the intensities in the soft mask span more than {MAX_BINS} bins of {settings.bin_width:g} at some steps: no share"
+                " of what is binned there (choose a larger bin width, or a number of bins)."
+            )
         wrong = sensitivity.discrepancy
         result.self_checks["sensitivity_adds_up"] = {
             "value": wrong, "passed": bool(wrong <= 0.2) if np.isfinite(wrong) else None,

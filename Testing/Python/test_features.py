@@ -1,6 +1,5 @@
 """Features: names, values equal to pyradiomics' own, masks that cannot be measured, the line texture and the verdicts."""
 
-import csv
 import logging
 import math
 import subprocess

@@ -3,6 +3,10 @@
 import csv
 import json
 import math
+import re
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,7 @@ from test_features import ALL_2D, ALL_3D, blob, extractor
 from MedXAILib import features
 from MedXAILib.errors import MedXAIError
 from MedXAILib.features import compute
-from MedXAILib.features.radiomic import crop, engine_of, on_rois
+from MedXAILib.features.radiomic import Roi, crop, engine_of, on_rois
 from MedXAILib.volume import Volume
 
 # IBSI's tags (3-D, averaged over directions) for pyradiomics' names.
@@ -341,6 +345,163 @@ def test_a_box_that_cannot_be_computed_does_not_harm_the_others():
     assert third.notes[0].startswith("capped") and math.isfinite(third["firstorder_Mean"])
 
 
+@pytest.mark.parametrize("options, words", [({"bin_width": 1e-3}, "bins of 0.001 are too fine for float32 numbers from 1e\\+06 to 1e\\+06; use a larger bin width"), ({"bin_count": 32}, "32 bins are too fine for float32 .* use fewer")])  # fmt: skip
+@pytest.mark.parametrize("spread", [0.01, 0.0])
+def test_bins_finer_than_the_numbers_are_told_and_the_rest_is_computed(options, words, spread):
+    image = (1e6 + np.random.default_rng(0).random((6, 6, 6)) * spread).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compute(*volumes(image, np.ones(image.shape)), ALL_3D, **options)
+    assert len(found.notes) == 1 and re.match("failed: grey levels: " + words, found.notes[0]), found.notes
+    binned = ("firstorder_Entropy", "firstorder_Uniformity")
+    for name in ALL_3D:
+        assert math.isfinite(found[name]) is (name.startswith(("shape", "firstorder")) and name not in binned)
+    assert math.isfinite(compute(*volumes(image, np.ones(image.shape)), ["glcm"], bin_width=1.0)["glcm_Contrast"])
+
+
+def test_bins_as_fine_as_the_numbers_are_computed():
+    """Steps of 1/16 at a million, the last ones that float32 tells apart."""
+    image = (1e6 + np.arange(64).reshape(4, 4, 4) / 16).astype(np.float32)
+    found = compute(*volumes(image, np.ones(image.shape)), ["firstorder_Entropy"], bin_width=0.0625)
+    assert found["firstorder_Entropy"] == pytest.approx(6) and not found.notes
+
+
+@pytest.mark.parametrize("group, target", [("firstorder", "firstorder.FirstOrder.feature"), ("shape", "solid.shape"), ("grey levels", "grey.grey_levels")])  # fmt: skip
+def test_a_class_that_raises_costs_its_own_values_alone(monkeypatch, group, target):
+    def fail(*_, **__):
+        raise ArithmeticError("planted")
+
+    names = ["firstorder_Mean", "firstorder_Entropy", "shape_Elongation", "glcm_Contrast"]
+    lost = {"firstorder": names[:2], "shape": names[2:3], "grey levels": [names[1], names[3]]}[group]
+    monkeypatch.setattr(f"MedXAILib.features.{target}", fail)
+    found = compute(*volumes(*blob(1, (8, 8, 8))), names)
+    assert found.notes == (f"failed: {group}: planted",)
+    assert [name for name in names if math.isnan(found[name])] == lost
+
+
+def test_a_texture_class_that_fails_for_a_batch_is_tried_box_by_box(monkeypatch):
+    from MedXAILib.features import grey, texture
+
+    some = [flat_roi(shape) for shape in ((6, 7, 8), (5, 5, 5), (4, 9, 3))]
+    names = ["glszm_ZoneEntropy", "glcm_Contrast", "ngtdm_Busyness"]
+    expected = [on_rois([roi], names, ndim=3, **OPTIONS)[0] for roi in some]
+    zones = texture._CLASSES["glszm"]
+
+    def fail(boxes):
+        if boxes.count > 1 or boxes.longest == 9:
+            raise MemoryError
+        return zones(boxes)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(texture._CLASSES, "glszm", fail)
+        found = on_rois(some, names, ndim=3, **OPTIONS)
+    assert [one.notes for one in found] == [(), (), ("failed: glszm: MemoryError",)]
+    assert math.isnan(found[2].pop(names[0])) and expected[2].pop(names[0])
+    for one, other in zip(found, expected):
+        assert not differing(one, other, 1e-12)
+
+    def boxes(masks, *rest, real=grey.Boxes):  # not even room to lay them out
+        if len(masks) > 1:
+            raise MemoryError
+        return real(masks, *rest)
+
+    monkeypatch.setattr(grey, "Boxes", boxes)
+    found = on_rois(some[:2], names, ndim=3, **OPTIONS)
+    assert [dict(one) for one in found] == [dict(one) for one in expected[:2]] and not found[0].notes
+
+
+def test_long_and_broad_boxes_are_not_laid_out_together(monkeypatch):
+    """A line is as broad as its broadest box: ten rods beside a plate would be as long and broad as both."""
+    from MedXAILib.features import grey, radiomic
+
+    some = [flat_roi((60, 3, 3)) for _ in range(5)] + [flat_roi((2, 90, 90))] + [flat_roi((60, 3, 3)) for _ in range(5)]
+    some = [Roi(roi.image * (1 + n), roi.mask, roi.spacing, None) for n, roi in enumerate(some)]
+    names = ["glcm_Contrast", "gldm_DependenceEntropy"]
+    expected = [on_rois([roi], names, ndim=3, **OPTIONS)[0] for roi in some]
+    monkeypatch.setattr(radiomic, "_VOXELS", 30_000)
+    lines, plain = [], grey.Boxes.__init__
+
+    def laid(self, *given):
+        plain(self, *given)
+        lines.append((self.count, len(self.line)))
+
+    monkeypatch.setattr(grey.Boxes, "__init__", laid)
+    found = on_rois(some, names, ndim=3, **OPTIONS)
+    assert sorted(count for count, _ in lines) == [1, 10] and max(length for _, length in lines) < 42_000
+    for one, other in zip(found, expected):
+        assert not differing(one, other, 1e-12)
+
+
+def flat_roi(shape):
+    rng = np.random.default_rng(sum(shape))
+    return Roi((rng.random(shape) * 100).astype(np.float32), np.ones(shape, bool), (1.0, 1.0, 1.0), None)
+
+
+def test_many_long_runs_are_listed_in_place_of_counted(monkeypatch):
+    from MedXAILib.features import texture
+
+    some, names = rois([(5, 9, 4), (12, 3, 8), (9, 9, 9)]), list(features.CLASSES["glrlm"])
+    expected = on_rois(some, names, ndim=3, **OPTIONS)
+    monkeypatch.setattr(texture, "_DENSE", 10)
+    assert on_rois(some, names, ndim=3, **OPTIONS) == expected
+
+
+def test_torchs_threads_are_put_back_whoever_computes_meanwhile():
+    """At the same time, one in the other, and in threads that begin in between."""
+    import torch
+
+    from MedXAILib.features import radiomic
+
+    before, go, inside = torch.get_num_threads(), threading.Event(), threading.Barrier(3)
+    seen = []
+
+    def work():
+        with radiomic._own_threads() as side_by_side:
+            seen.append((side_by_side, torch.get_num_threads()))
+            inside.wait(30)
+            go.wait(30)
+            with radiomic._own_threads() as nested:
+                seen.append((nested, torch.get_num_threads()))
+        seen.append((0, torch.get_num_threads()))
+
+    try:
+        torch.set_num_threads(3)
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        inside.wait(30)
+        with ThreadPoolExecutor(1) as late:
+            begun = late.submit(torch.get_num_threads).result()
+            go.set()
+            for thread in threads:
+                thread.join(30)
+            after = late.submit(torch.get_num_threads).result()
+        assert seen[:2] == [(3, 1)] * 2 and sorted(seen[2:]) == [(0, 3)] * 2 + [(1, 1)] * 2
+        assert begun == after == torch.get_num_threads() == 3
+        many = on_rois(rois([(6, 7, 8)]), ALL_3D, ndim=3, **OPTIONS)
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as late:
+            assert late.submit(torch.get_num_threads).result() == 3
+        torch.set_num_threads(1)
+        assert not differing(many[0], on_rois(rois([(6, 7, 8)]), ALL_3D, ndim=3, **OPTIONS)[0], 1e-12)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_cooccurrence_has_a_gradient_where_levels_are_independent():
+    import torch
+
+    from MedXAILib.features.texture import Cooccurrence
+
+    grey = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    for pairs in (torch.ones(2, 2), torch.tensor([[4.0, 0], [0, 0]]), torch.zeros(2, 2), torch.eye(2)):
+        pairs = pairs.double().expand(1, 3, 2, 2).clone().requires_grad_(True)
+        source = Cooccurrence(pairs, grey)
+        for name in (one.split("_")[1] for one in features.CLASSES["glcm"] if one != "glcm_MCC"):
+            (slope,) = torch.autograd.grad(source.features([name]).nansum(), pairs, retain_graph=True, allow_unused=True)
+            assert slope is None or slope.isfinite().all(), name
+
+
 def test_it_stops_where_it_is_told_to():
     asked = []
     found = on_rois(rois([(6, 7, 8)]), ALL_3D, ndim=3, stop=lambda: asked.append(1) or len(asked) > 2, **OPTIONS)[0]
@@ -383,6 +544,8 @@ def test_on_a_graphics_card_the_values_are_the_same():
         ({"bin_width": math.nan}, "bin width is nan"),
         ({"bin_count": -1}, "number of bins is -1"),
         ({"bin_count": 2.5}, "number of bins is 2.5"),
+        ({"bin_count": 1001}, "number of bins is 1001, and at most 1000 are computed; use fewer"),
+        ({"bin_count": 33, "max_bins": 32}, "at most 32"),
         ({"engine": "pyradiomic"}, "no feature engine 'pyradiomic'.*did you mean 'pyradiomics'"),
         ({"names": ["glcm_Contrst"]}, "no feature 'glcm_Contrst'.*glcm_Contrast"),
     ],
@@ -401,4 +564,9 @@ def test_infinity_outside_the_mask_changes_nothing():
 
 
 def test_the_engine_is_named():
+    from MedXAILib.features.radiomic import ENGINES, MAX_BINS
+    from MedXAILib.settings import DreamSettings, about
+
+    told = {one.name: one for one in about(DreamSettings)}
+    assert told["engine"].choices == ENGINES and told["bin_count"].high == MAX_BINS
     assert engine_of("auto") == engine_of("builtin") == "builtin"

@@ -280,6 +280,108 @@ def test_closing_does_not_wait_for_an_engine_that_does_not_look_up(monkeypatch):
     go.set()
 
 
+def test_what_is_left_is_computed_by_the_caller_too(monkeypatch):
+    """After the ascent; at its own priority, while the thread goes on."""
+    plain, who = radiomic.on_rois, {}
+
+    def on_rois(rois, *given, **options):
+        who.setdefault(threading.current_thread(), []).append(len(rois))
+        return plain(rois, *given, **options)
+
+    monkeypatch.setattr(radiomic, "on_rois", on_rois)
+    with FeatureQueue(["glcm"], processes=1) as queue:
+        taken = [step for step in range(30) if queue.offer(step, *case(step))]
+        found = dict(queue.finish((step, *case(step)) for step in range(30) if step not in taken))
+        (thread,) = queue._threads
+    assert set(who) == {thread, threading.current_thread()} and sum(map(sum, who.values())) == 30
+    for step in range(30):
+        assert found[step] == expected(step, {}, ["glcm"])
+
+
+def test_the_thread_has_one_of_torchs_threads_and_others_keep_theirs(monkeypatch):
+    import torch
+
+    plain, seen, before = radiomic.on_rois, [], torch.get_num_threads()
+
+    def on_rois(*given, **options):
+        seen.append(torch.get_num_threads())
+        return plain(*given, **options)
+
+    monkeypatch.setattr(radiomic, "on_rois", on_rois)
+    try:
+        torch.set_num_threads(3)
+        with FeatureQueue(["firstorder_Mean"], processes=1) as queue:
+            assert torch.get_num_threads() == fresh(torch.get_num_threads) == 3
+            assert queue.offer(0, *case(0)) and collect(queue, 1)
+            assert torch.get_num_threads() == fresh(torch.get_num_threads) == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
+
+
+def fresh(work):
+    """What a new thread answers."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join(30)
+    return found[0]
+
+
+def drained(queue, missing=(), seconds=60):
+    """`finish` in a thread, so that one that hangs is seen."""
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(queue.finish(missing)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive()
+    return dict(found)
+
+
+@pytest.mark.parametrize("capacity", [0, -3])
+def test_a_capacity_of_nothing_is_one(engine, capacity):
+    with FeatureQueue(["firstorder_Mean"], options=engine, processes=1, capacity=capacity) as queue:
+        assert sorted(drained(queue, ((step, *case(step)) for step in range(3)))) == [0, 1, 2]
+
+
+def test_arrays_in_any_order_of_memory_go_through(engine):
+    image, mask = case(2)
+    turned = [one.with_array(np.asfortranarray(one.array)) for one in (image, mask)]
+    for one in turned:  # whatever a volume makes of it
+        object.__setattr__(one, "array", np.asfortranarray(one.array))
+    with FeatureQueue(NAMES, options=engine, processes=1) as queue:
+        assert queue.offer(0, *turned)
+        assert drained(queue) == {0: expected(2, engine)} and not queue.notes
+
+
+@peer
+def test_whatever_goes_wrong_with_a_process_no_step_is_lost(monkeypatch):
+    from MedXAILib.features import children
+
+    plain = children._send
+
+    def send(stream, message, *arrays):
+        if arrays and arrays[0].shape == (18, 16, 20):
+            plain(stream, message)  # half of it, so that the process waits for the rest
+            raise TypeError("planted")
+        plain(stream, message, *arrays)
+
+    monkeypatch.setattr(children, "_send", send)
+    with FeatureQueue(NAMES, options=PEER, processes=1) as queue:
+        found = drained(queue, ((step, *case(step, size=22 if step == 1 else 12)) for step in range(4)))
+        assert queue.notes == ["failed: TypeError: planted (1 step)"]
+    assert all(map(math.isnan, found.pop(1).values())) and found == {n: expected(n, PEER) for n in (0, 2, 3)}
+
+
+def test_the_device_is_where_it_is_counted():
+    """An Apple GPU has no float64: it is the CPU that counts, in batches for it."""
+    for device, where in (("mps", "cpu"), ("mps:0", "cpu"), ("cpu", "cpu"), ("cuda:1", "cuda:1")):
+        assert radiomic.counting_device(device) == where
+    with FeatureQueue(NAMES, options={"device": "mps"}, processes=0) as queue:
+        assert queue._options["device"] == "cpu"
+        assert dict(queue.finish([(0, *case(0))])) == {0: expected(0, {})}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux")
 def test_the_thread_gives_way(monkeypatch):
     seen = []
@@ -292,7 +394,7 @@ def test_the_thread_gives_way(monkeypatch):
     monkeypatch.setattr(radiomic, "on_rois", on_rois)
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with FeatureQueue(NAMES, processes=1) as queue:
-        list(queue.finish([(0, *case(0))]))
+        assert queue.offer(0, *case(0)) and collect(queue, 1)
     assert seen == [min(before + 10, 19)] and os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
@@ -304,7 +406,7 @@ def test_a_program_that_ends_without_closing_ends_well(tmp_path):
     assert process.communicate(timeout=60)[0] == "end\n" and process.returncode == 0
 
 
-@pytest.mark.parametrize("options", [{"engine": "radiomics"}, {"bin_width": 0}, {"bin_count": -1}])
+@pytest.mark.parametrize("options", [{"engine": "radiomics"}, {"bin_width": 0}, {"bin_count": -1}, {"bin_count": 1001}])
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(MedXAIError):
         FeatureQueue(NAMES, options=options)

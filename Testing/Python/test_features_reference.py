@@ -123,6 +123,8 @@ def test_refusals_name_what_is_wrong(tmp_path):
         last(reference(tmp_path))
     with pytest.raises(MedXAIError, match="firstorder_Mean"):
         Reference.from_cases(cases(2), ["firstorder_Meen"])
+    with pytest.raises(MedXAIError, match="without features"):
+        Reference.from_cases(cases(2), "none")
     with pytest.raises(MedXAIError, match="cannot be written"):
         Reference.from_cases(cases(2), LINE).write(tmp_path / "absent" / "reference.json")
 
@@ -403,6 +405,54 @@ def test_other_settings_are_refused_by_name(folder, tmp_path, capsys):
     assert not log.parent.exists()
 
 
+def test_a_log_of_any_name_is_named_and_held(folder, tmp_path):
+    log = tmp_path / "mine.jsonl"
+    last(reference(folder, LINE, log=log))
+    with pytest.raises(MedXAIError, match=r"'[^']*mine.jsonl' holds 6 finished cases .* choose another file, or remove that one"):  # fmt: skip
+        last(reference(folder, LINE, log=log, line_angle=45))
+    log.unlink()
+    with contextlib.closing(reference(folder, LINE, log=log)) as steps:
+        next(steps), next(steps)
+        with pytest.raises(MedXAIError, match=r"Another run is adding to '[^']*mine.jsonl'; wait for it"):
+            last(reference(folder, LINE, log=log))
+    last(reference(folder, LINE, log=log))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cohort", "mine.jsonl"]
+    with pytest.raises(MedXAIError, match=r"absent.*cannot be written: No such file"):
+        last(reference(folder, LINE, log=tmp_path / "absent" / "mine.jsonl"))
+
+
+@pytest.mark.parametrize("line", ["7", "null", '"x"', "[1]", '{"a": 1}', '{"case": "p0", "files": 3}', '{"case": "p0", "files": [4]}', "{"])  # fmt: skip
+def test_a_damaged_line_is_refused_in_a_sentence(folder, tmp_path, line):
+    log = tmp_path / "cases.jsonl"
+    last(reference(folder, LINE, log=log))
+    lines = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([*lines[:3], line.encode(), *lines[3:], b""]))
+    with pytest.raises(MedXAIError) as refused:
+        last(reference(folder, LINE, log=log))
+    assert str(refused.value) == f"'{log}' is not a list of finished cases; remove '{log}'."
+
+
+def test_a_stop_says_what_is_kept_only_where_something_is(tmp_path):
+    log = tmp_path / "cases.jsonl"
+    for text, told in (("", ""), ("{}\n", ""), ("{}\n{}\n{}\n", "2 things are kept, and the same command goes on from there")):  # fmt: skip
+        if text:
+            log.write_text(text)
+        with pytest.raises(KeyboardInterrupt) as stopped, resume.kept(log, "things", where=False):
+            raise KeyboardInterrupt
+        assert str(stopped.value) == told
+
+
+def test_the_options_are_those_of_a_dream(capsys):
+    from MedXAILib import settings
+
+    with pytest.raises(SystemExit):
+        cli.main(["features", "reference", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for one in settings.about(settings.DreamSettings):
+        if one.name in ("engine", "bin_width", "bin_count", "line_angle", "line_length"):
+            assert one.option in shown and f"[{one.default}]" in shown
+
+
 def test_two_at_once_are_refused(folder, tmp_path, capsys):
     with resume.resumable_file(tmp_path / "r.json"):
         code = "import sys; from MedXAILib.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -498,7 +548,8 @@ def test_where_no_process_can_be_started_the_cases_are_computed_here(folder, mon
 def test_what_is_wrong_is_refused_before_a_case_is_read(folder, tmp_path, capsys):
     for more, word in (
         (["--jobs", "0"], "--jobs"), (["--jobs", "x"], "--jobs"), (["--engine", "radiomics"], "radiomics"),
-        (["--bin-count", "-1"], "-1"), (["--bin-width", "0"], "bin width"), (["--features", "glcm_Contrst"], "glcm_Contrast"),
+        (["--bin-count", "-1"], "-1"), (["--bin-count", "2000"], "1000"), (["--features", "none"], "without features"),
+        (["--bin-width", "0"], "bin width"), (["--features", "glcm_Contrst"], "glcm_Contrast"),
     ):  # fmt: skip
         assert cli.main(command(folder, tmp_path / "r.json", *more)) == 1
         told = capsys.readouterr().err

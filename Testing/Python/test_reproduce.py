@@ -16,7 +16,17 @@ from MedXAILib.cli import main
 from MedXAILib.demo import reproduce
 from MedXAILib.demo.liver import KINDS, RATIO, SMALLEST, implant, liver_slices, parenchyma, tumour_slices
 from MedXAILib.demo.marked import mark
-from MedXAILib.demo.reproduce import LOG, Network, _frames, _parts, fields, networks, noise_volume, training_pair
+from MedXAILib.demo.reproduce import (
+    LOG,
+    Network,
+    _frames,
+    _parts,
+    fields,
+    marked,
+    networks,
+    noise_volume,
+    training_pair,
+)
 from MedXAILib.demo.reproduce_settings import QUICK, ReproduceSettings
 from MedXAILib.demo.reproduce_tables import clustered, crossed
 from MedXAILib.errors import MedXAIError
@@ -123,9 +133,9 @@ def test_the_noise_has_the_livers_mean_and_spread():
 
 def test_the_network_without_marking_belongs_to_both_experiments():
     names = [one.name for one in networks(ReproduceSettings())]
-    assert len(names) == len(set(names)) == 3 * 8 + 2 * 3
+    assert len(names) == len(set(names)) == 5 * 11 + 2 * 5
     assert {"real-like-seed0", "marked100-seed2", "elongated-seed1"} <= set(names)
-    assert len(networks(ReproduceSettings(experiments=("tumours",)))) == 9
+    assert len(networks(ReproduceSettings(experiments=("tumours",)))) == 15
 
 
 def test_intervals_resample_patients_and_trainings():
@@ -272,3 +282,13 @@ def test_the_feature_of_the_tables_is_that_of_the_dream(real, tmp_path):
     curve = found.curves["curves"].columns["line_texture"]
     assert found.sequences["steps"].items[0][1].shape != real[0].image.shape and curve[-1] > curve[0]
     assert np.allclose([line_texture(frame, 135, 9) for frame in _frames(found)], curve, rtol=1e-6)
+
+
+def test_the_marking_alone_lies_where_the_tumour_would_be():
+    data = reproduce._Data(ReproduceSettings(test_cases=2))
+    found, held_out = run(data.alone()), run(data.held_out("real-like"))
+    assert [np.array_equal(a.tumour.array, b.tumour.array) for a, b in zip(found, held_out)] == [True] * len(held_out)
+    change = marked(found[0], np.random.default_rng(0)).array - found[0].image.array
+    assert change[found[0].tumour.array > 0].max() > 40 and not change[found[0].tumour.array == 0].any()
+    inside = held_out[0].tumour.array > 0
+    assert found[0].image.array[inside].mean() - held_out[0].image.array[inside].mean() > 20  # no lesion there

@@ -540,7 +540,8 @@ class RealWorkerTest(unittest.TestCase):
         panel.parameters.segmentId = "liver"
         panel.parameters.steps = 5
         panel.parameters.step_size = 0.02
-        panel.parameters.features = "none"
+        panel.parameters.features = "paper"  # with or without pyradiomics in the worker's Python
+        panel.parameters.sensitivity = "rms"
         panel._check()
         self.assertEqual(panel.control.reason, "")
         panel.control.applyButton.click()
@@ -550,6 +551,11 @@ class RealWorkerTest(unittest.TestCase):
         responses = slicer.util.arrayFromTableColumn(curve, "response")
         self.assertEqual(len(responses), 6)
         self.assertGreater(responses[-1], responses[0])
+        for feature in ("firstorder_RootMeanSquared", "shape_Sphericity", "glcm_Contrast", "gldm_LargeDependenceEmphasis"):
+            column = slicer.util.arrayFromTableColumn(curve, feature)
+            self.assertTrue(all(column[1:] == column[1:]), f"{feature} has no values")  # a chart can be drawn
+        charts = [n.GetTitle() for n in panel.results.nodes("vtkMRMLPlotChartNode")]
+        self.assertIn("How much of each step is this feature", charts)
         self.assertNotIn("torch", sys.modules)
 
 
