@@ -53,10 +53,12 @@ def _shown(ax, folder, name, start, title, neuron, color="black") -> None:
         return
     dream, mask = (io.read_volume(file).array[0] for file in files)
     ax.imshow(dream, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], interpolation="nearest")
-    if mask.any():
+    if not mask.any():
+        ax.set_title(f"{title}: no tumour", fontsize=9, color=color)
+    else:
         ax.contour(mask, [0.5], colors="#ffd000", linewidths=0.9)
     row, column = neuron
-    ax.plot(column, row, "+", color="red", markersize=11, markeredgewidth=1.6)
+    ax.plot(column, row, "+", color="red", markersize=9, markeredgewidth=1.0)
     ax.set(xlim=(column - 30.5, column + 30.5), ylim=(row + 30.5, row - 30.5), facecolor="black")
 
 
@@ -129,7 +131,8 @@ def _marking(result, figure, folder) -> None:
     )
     scores = result.scores
     two.set_title(
-        f"(c) points: trainings, lines: means\nSpearman of lost Dice and feature {_told(scores, 'spearman_loss_end')}",
+        "(c) points: trainings, lines: means. Spearman of the feature with\n"
+        f"lost Dice {_told(scores, 'spearman_loss_end')}, with the share of the marking alone {_told(scores, 'spearman_alone_end')}",
         fontsize=9,
     )
     figure.suptitle(

@@ -340,8 +340,9 @@ def _tumours(result, rows, done, settings, trained) -> None:
         f"{settings.patients} patients and the {len(settings.seeds)} trainings independently; p is Wilcoxon's over patients (each the mean over trainings), adjusted after Holm for "
         f"{len(EFFECTS)} comparisons, and says nothing about other trainings."
     )
-    lost = sum(row["pixels"] == 0 for row in found)
+    lost = [row["kind"] for row in found if row["elongation"] != row["elongation"]]
     if lost:
+        told = ", ".join(f"{lost.count(kind)} {kind}" for kind in KINDS if kind in lost)
         result.notes.append(
-            f"{lost} of {len(found)} dreams ended without a tumour at the pixel: their features are empty and left out."
+            f"{len(lost)} of {len(found)} dreams ended without a tumour at the pixel, or with one too small for a shape ({told}): their features are empty and left out."
         )

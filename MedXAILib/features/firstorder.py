@@ -54,12 +54,13 @@ class FirstOrder:
         a, b = self._sorted[low], self._sorted[min(low + 1, len(self.values) - 1)]
         return torch.lerp(a, b, at - low)
 
-    @property
+    @functools.cached_property
     def _flat(self):
         return bool(self.values.min() == self.values.max())
 
-    def _moment(self, power):
-        return self._away.pow(power).mean()
+    @functools.cached_property
+    def _square(self):
+        return self._away * self._away
 
     def _Energy(self):
         return self.values.square().sum()
@@ -102,17 +103,18 @@ class FirstOrder:
         return self._away.abs().mean()
 
     def _RobustMeanAbsoluteDeviation(self):
-        inner = self._sorted[(self._sorted >= self._percentile(10)) & (self._sorted <= self._percentile(90))]
+        low = int(torch.searchsorted(self._sorted, self._percentile(10)))
+        inner = self._sorted[low : int(torch.searchsorted(self._sorted, self._percentile(90), right=True))]
         return (inner - inner.mean()).abs().mean()
 
     def _RootMeanSquared(self):
         return self.values.square().mean().sqrt()
 
     def _Skewness(self):
-        return 0.0 if self._flat else self._moment(3) / self._moment(2) ** 1.5
+        return 0.0 if self._flat else (self._square * self._away).mean() / self._square.mean() ** 1.5
 
     def _Kurtosis(self):
-        return 0.0 if self._flat else self._moment(4) / self._moment(2) ** 2
+        return 0.0 if self._flat else (self._square * self._square).mean() / self._square.mean() ** 2
 
     def _Variance(self):
-        return 0.0 if self._flat else self._moment(2)
+        return 0.0 if self._flat else self._square.mean()

@@ -49,7 +49,14 @@ def bin_edges(inner: np.ndarray, bin_width: float, bin_count: int = 0) -> np.nda
 
 def grey_levels(inner: np.ndarray, bin_width: float, bin_count: int = 0) -> np.ndarray:
     """The grey level of each voxel, from 1: int64, shape of ``inner``."""
-    return np.digitize(inner, bin_edges(inner, bin_width, bin_count))
+    edges = bin_edges(inner, bin_width, bin_count)
+    away = (inner.astype(np.float64) - float(edges[0])) / (float(edges[1]) - float(edges[0]))
+    level = np.clip(away, 0, len(edges) - 2).astype(
+        np.int64
+    )  # right but for rounding, which the edges themselves settle
+    level += inner >= edges[level + 1]
+    level -= inner < edges[level]
+    return level + 1
 
 
 def shared_bins(inner: np.ndarray, bin_width: float) -> np.ndarray:
@@ -66,8 +73,8 @@ def directions(ndim: int) -> list[tuple[int, int, int]]:
 class Boxes:
     """The grey levels of several masks on one line of voxels, so that a step to a neighbour is the same shift for all of them.
 
-    Every row, slice and box ends with an empty voxel, row or slice, and the line begins with empty slices: a shift by one neighbour, either
-    way, never leaves the line and never reaches another row's voxels.
+    Every row, slice and (where steps lead from slice to slice) box ends with an empty voxel, row or slice, and the line begins with as many
+    empty voxels as the longest shift: a shift by one neighbour, either way, never leaves the line and never reaches another row's voxels.
 
     Parameters
     ----------
@@ -96,11 +103,12 @@ class Boxes:
         rows, columns = (max(mask.shape[axis] for mask in masks) + 1 for axis in (1, 2))
         self.steps, self.columns, self.slab = directions(ndim), columns, rows * columns
         self.shifts = [dk * self.slab + dj * columns + di for dk, dj, di in self.steps]
-        empty = -(-max(self.shifts) // self.slab)
-        self.starts = list(itertools.accumulate((mask.shape[0] + 1 for mask in masks), initial=empty))
+        self.lead, between = max(self.shifts), int(ndim == 3)
+        self.starts = list(itertools.accumulate((mask.shape[0] + between for mask in masks), initial=0))
         present = [np.flatnonzero(np.bincount(one)) for one in levels]
         self.ranks = max(map(len, present))
-        grid = np.zeros((self.starts[-1], rows, columns), np.int32)
+        line = np.zeros(self.lead + self.starts[-1] * self.slab, np.int32)
+        grid = line[self.lead :].reshape(-1, rows, columns)
         grey = np.zeros((len(masks), self.ranks))
         for box, (mask, level, there, start) in enumerate(zip(masks, levels, present, self.starts)):
             rank = np.zeros(there[-1] + 1, np.int32)
@@ -109,15 +117,10 @@ class Boxes:
             grid[start : start + k, :j, :i][mask] = rank[level]
             grey[box, : len(there)] = there
         self.count, self.device = len(masks), torch.device(device)
-        self.index = torch.int32 if grid.size < 1 << 30 else torch.int64  # narrow numbers are faster
+        self.index = torch.int32 if line.size < 1 << 30 else torch.int64  # narrow numbers are faster
         self.longest = max(max(mask.shape) for mask in masks)
-        self.line = torch.from_numpy(grid.reshape(-1)).to(self.device)
+        self.line = torch.from_numpy(line).to(self.device)
         self.grey = torch.from_numpy(grey).to(self.device)
-
-    def ready(self) -> Boxes:
-        """This, with what several threads would otherwise make at once."""
-        _ = self.cell, self.here, self.near
-        return self
 
     @functools.cached_property
     def at(self):
@@ -150,7 +153,7 @@ class Boxes:
         """The box that positions on the line belong to."""
         if self.count == 1:
             return torch.zeros_like(at)
-        ends = torch.tensor([start * self.slab for start in self.starts[1:]], device=self.device)
+        ends = torch.tensor([self.lead + start * self.slab for start in self.starts[1:]], device=self.device)
         return torch.bucketize(at, ends, right=True)
 
     def beside(self, shift: int, values=None):
@@ -164,7 +167,7 @@ class Boxes:
 
     def line_of(self, step):
         """Which straight line along a step each voxel lies on: int64, shape (voxels,), the same number for the same line."""
-        k, within = self.at // self.slab, self.at % self.slab
+        k, within = (self.at - self.lead) // self.slab, (self.at - self.lead) % self.slab
         place = k, within // self.columns, within % self.columns
         far = place[next(axis for axis, s in enumerate(step) if s)]  # along the line: that part of the step is 1
         number = self.item
@@ -176,5 +179,5 @@ class Boxes:
 def where(values):
     """Positions that are not 0: int64; on the CPU by numpy, which is several times faster at it."""
     if values.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(values.numpy()))
+        return torch.from_numpy(np.flatnonzero(values.numpy() != 0))  # of truth values it is faster still
     return values.nonzero()[:, 0]

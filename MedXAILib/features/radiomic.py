@@ -25,10 +25,9 @@ MAX_BINS = 1000
 
 ENGINES = ("auto", "builtin", "pyradiomics")
 _TEXTURE = ("glcm", "gldm", "glrlm", "glszm", "ngtdm")
-_SLOWEST = ("glrlm", "glszm", "glcm", "ngtdm", "gldm")  # first, where two are counted at a time
 _BINNED = ("firstorder_Entropy", "firstorder_Uniformity")
-_VOXELS = 1 << 22  # of the line that boxes are laid out on together
-_SIDE_BY_SIDE = 200_000  # pairs of neighbours in a direction, from which two threads are faster than one
+_VOXELS = 1 << 22  # of the line that boxes are laid out on together; on a processor as many as its caches like
+_VOXELS_CPU = 1 << 18
 _PAIRS = 1 << 24  # entries of co-occurrence matrices that are held at once
 _SETTING = threading.Lock()  # of torch's number of threads
 
@@ -257,8 +256,8 @@ def on_rois(
                 box.values.update(values)
                 box.notes += notes
     else:
-        with _own_threads() as threads:
-            _builtin(found, ndim, bin_width, bin_count, counting_device(device), stop, threads)
+        with _one_thread():
+            _builtin(found, ndim, bin_width, bin_count, counting_device(device), stop)
     for box in found:
         box.values.notes = tuple(box.notes)
     return [box.values for box in found]
@@ -313,39 +312,40 @@ def set_own_threads(number: int) -> None:
     with _SETTING, ThreadPoolExecutor(1) as fresh:
         others = fresh.submit(torch.get_num_threads).result()
         torch.set_num_threads(number)
-        fresh.submit(torch.set_num_threads, others).result()
+        if others != number:
+            fresh.submit(torch.set_num_threads, others).result()
 
 
 @contextlib.contextmanager
-def _own_threads():
-    """How many texture classes to count side by side, each by one thread: torch's would wait for each other at every small operation.
+def _one_thread():
+    """One of torch's threads for the calling thread: more would wait for each other, and for other work's, at every small operation.
 
-    Inside, the calling thread has one of torch's threads, and what it had before comes back at the end; other threads keep theirs.
+    What it had before comes back at the end; other threads keep theirs, and those that begin meanwhile begin with that.
     """
     import torch
 
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield 1
-        return
-    set_own_threads(1)
+    with _SETTING:  # as `set_own_threads`, with a thread that is there already
+        threads = torch.get_num_threads()
+        if threads > 1:
+            torch.set_num_threads(1)
+            _helper().submit(torch.set_num_threads, threads).result()
     try:
-        yield min(threads, 4)
+        yield
     finally:
-        set_own_threads(threads)
+        if threads > 1:
+            torch.set_num_threads(threads)
 
 
 @functools.cache
-def _pool(threads):
-    """Threads of one of torch's threads each, kept for the next time."""
-    return ThreadPoolExecutor(threads, "medxai-features", initializer=set_own_threads, initargs=(1,))
+def _helper():
+    return ThreadPoolExecutor(1, "medxai-threads")
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of the threads
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=_helper.cache_clear)
 
 
-def _builtin(boxes, ndim, bin_width, bin_count, device, stop, threads):
+def _builtin(boxes, ndim, bin_width, bin_count, device, stop):
     import torch
 
     from . import flat, solid
@@ -368,9 +368,10 @@ def _builtin(boxes, ndim, bin_width, bin_count, device, stop, threads):
             with box.trying("firstorder"):
                 values = torch.from_numpy(box.inner.astype(np.float64)).to(device)
                 bins = None if levels is None else torch.from_numpy(levels).to(device)
-                first = FirstOrder(values, bins, float(np.prod(roi.spacing)))
                 wanted = [one for one in groups["firstorder"] if bins is not None or f"firstorder_{one}" not in _BINNED]
-                box.values.update({f"firstorder_{name}": first.feature(name) for name in wanted})
+                with torch.inference_mode():
+                    first = FirstOrder(values, bins, float(np.prod(roi.spacing)))
+                    box.values.update({f"firstorder_{name}": first.feature(name) for name in wanted})
         if "shape" in groups:
             with box.trying("shape"):
                 box.values.update(_named("shape", solid.shape(roi.mask, roi.spacing[::-1], groups["shape"])))
@@ -388,23 +389,24 @@ def _builtin(boxes, ndim, bin_width, bin_count, device, stop, threads):
                 grid, mask = np.moveaxis(grid, roi.plane, 0), np.moveaxis(mask, roi.plane, 0)
                 levels = grid[mask]
             textured.append((box, mask, levels, {group: groups[group] for group in _TEXTURE if group in groups}))
-    for some in _batches(textured):
+    for some in _batches(textured, device):
         if stopped():
             return
-        _texture(some, ndim, device, stopped, threads)
+        _texture(some, ndim, device, stopped)
 
 
 def _named(group, values):
     return {f"{group}_{name}": value for name, value in values.items()}
 
 
-def _batches(textured):
+def _batches(textured, device):
     """Boxes to be laid out together, like with like, as each slice is padded to the largest: bounded in voxels of the line and in co-occurrence."""
     batch, size, ranks = [], (0, 0, 0), 0
+    most = _VOXELS_CPU if str(device) == "cpu" else _VOXELS
     for one in sorted(textured, key=lambda one: one[1].shape[1:]):
         own, here = [n + 1 for n in one[1].shape], int(one[2].max())
         wider = (size[0] + own[0], max(size[1], own[1]), max(size[2], own[2]))
-        if batch and (math.prod(wider) > _VOXELS or 13 * max(ranks, here) ** 2 * (len(batch) + 1) > _PAIRS):
+        if batch and (math.prod(wider) > most or 13 * max(ranks, here) ** 2 * (len(batch) + 1) > _PAIRS):
             yield batch
             batch, wider, ranks = [], own, 0
         batch.append(one)
@@ -413,7 +415,9 @@ def _batches(textured):
         yield batch
 
 
-def _texture(batch, ndim, device, stopped, threads):
+def _texture(batch, ndim, device, stopped):
+    import torch
+
     from .grey import Boxes
     from .texture import texture
 
@@ -423,19 +427,18 @@ def _texture(batch, ndim, device, stopped, threads):
         if stopped():
             return None
         try:
-            return texture(laid, group, groups[group])
+            with torch.inference_mode():  # of the thread
+                return texture(laid, group, groups[group])
         except Exception as error:  # such as memory: the other classes go on
             return _failed(group, error)
 
-    order = sorted(groups, key=_SLOWEST.index)
     try:
-        laid = Boxes([one[1] for one in batch], [one[2] for one in batch], ndim, device).ready()
+        laid = Boxes([one[1] for one in batch], [one[2] for one in batch], ndim, device)
     except Exception as error:
-        found = {group: _failed(group, error) for group in order}
+        found = {group: _failed(group, error) for group in groups}
     else:
-        together = threads > 1 and len(order) > 1 and len(laid.at) * len(laid.shifts) > _SIDE_BY_SIDE
-        found = dict(zip(order, _pool(threads).map(of, order) if together else map(of, order)))
-    laid, failed = None, {group: groups[group] for group in order if isinstance(found[group], str)}
+        found = {group: of(group) for group in groups}
+    laid, failed = None, {group: groups[group] for group in groups if isinstance(found[group], str)}
     for n, (box, mask, levels, _) in enumerate(batch):
         for group, values in found.items():
             if group not in failed and values is not None:
@@ -443,4 +446,4 @@ def _texture(batch, ndim, device, stopped, threads):
         if len(batch) == 1:
             box.notes += [found[group] for group in failed]
         elif failed and not stopped():  # one of them may be the reason, or their number
-            _texture([(box, mask, levels, failed)], ndim, device, stopped, threads)
+            _texture([(box, mask, levels, failed)], ndim, device, stopped)

@@ -16,6 +16,7 @@ from .grey import Boxes, where
 
 EPS = float(np.spacing(1))  # pyradiomics adds it in logarithms and quotients
 _EMPHASIS = {"Small": -2, "Short": -2, "Large": 2, "Long": 2, "LowLevel": -2, "HighLevel": 2}
+_OWN = ("Entropy", "Percentage", "Variance", "NonUniformity", "NonUniformityNormalized")
 _DENSE = 1 << 24  # codes that are counted in an array; more are sorted
 
 
@@ -252,6 +253,7 @@ class _Entries:
         self.n = self._total(self.count)
         self._counted = counted
         self._powers: dict[tuple, torch.Tensor] = {}
+        self._squared: dict[bool, torch.Tensor] = {}
 
     def _total(self, weights):
         return torch.bincount(self.group, weights, self.groups)
@@ -275,10 +277,23 @@ class _Entries:
 
     def features(self, names):
         """By pyradiomics' names: float64, shape (names, boxes)."""
-        found = torch.stack([self._value(*_meaning(name)) for name in names])
+        found = self.count.new_empty(len(names), self.groups)
+        weights, emphasis = [], []
+        for at, (kind, of_level, powers) in enumerate(map(_meaning, names)):
+            if kind in _OWN:
+                found[at] = self._value(kind, of_level)
+                continue
+            weight = self.count
+            for power in powers:
+                weight = weight * self._power(*power)
+            weights.append(weight)
+            emphasis.append(at)
+        if weights:  # all in one sum
+            total = found.new_zeros(len(weights), self.groups).index_add_(1, self.group, torch.stack(weights))
+            found[emphasis] = total / self.n
         return found if self._counted is None else _mean(found.view(len(names), -1, self.angles), self._counted)
 
-    def _value(self, kind, of_level, powers):
+    def _value(self, kind, of_level):
         values, along = (self.level, self._row) if of_level else (self.size, self._column)
         match kind:
             case "Entropy":
@@ -288,14 +303,9 @@ class _Entries:
                 return self.n / self._total(self.count * self.size)
             case "Variance":
                 return self._variance(values)
-            case "NonUniformity":
-                return self._squares(along) / self.n
-            case "NonUniformityNormalized":
-                return self._squares(along) / self.n**2
-        weight = self.count
-        for power in powers:
-            weight = weight * self._power(*power)
-        return self._total(weight) / self.n
+        if of_level not in self._squared:
+            self._squared[of_level] = self._squares(along)
+        return self._squared[of_level] / (self.n**2 if kind.endswith("Normalized") else self.n)
 
 
 @functools.cache
@@ -340,12 +350,16 @@ def _runs(boxes):
     counted = torch.zeros(boxes.count, angles, dtype=torch.bool, device=line.device)
     first = torch.ones(len(at), dtype=torch.bool, device=line.device)
     for angle, (shift, step) in enumerate(zip(boxes.shifts, boxes.steps)):
-        per = len(line) // shift + 1
-        number = place = at
-        if shift > 1:
+        per = -(-len(line) // shift)
+        if len(line) < 8 * len(
+            at
+        ):  # cut into pieces as long as the shift and read by columns, all lines follow each other
+            columns = torch.nn.functional.pad(line, (0, per * shift - len(line))).view(per, shift).t().reshape(-1)
+            number = where(columns)
+            tag = columns.index_select(0, number)
+        else:
             number = ascending((at % shift) * per + at // shift)
-            place = number % per * shift + number // per
-        tag = line.index_select(0, place)
+            tag = line.index_select(0, number % per * shift + number // per)
         follows = number[1:] - number[:-1] == 1
         torch.logical_or(tag[1:] != tag[:-1], ~follows, out=first[1:])
         start = where(first)
@@ -354,13 +368,14 @@ def _runs(boxes):
         length[-1] = len(at) - start[-1]
         code = (tag.index_select(0, start) - 1) * (sizes + 1) + length
         if boxes.count > 1:
-            code += boxes.item_of(place[start]) * cells
+            item = boxes.item_of(number % per * shift + number // per)
+            code += item[start] * cells
         code, count = _tally(code, boxes.count * cells)
         codes.append(code + (code // cells * (angles - 1) + angle) * cells)  # of a box, then of an angle
         counts.append(count)
         # Two voxels of a mask on one line make an angle count. Mostly they are neighbours; if not, the lines are looked at.
         if boxes.count > 1:
-            counted[boxes.item_of(place[1:][follows]).unique(), angle] = True
+            counted[item[1:][follows].unique(), angle] = True
         else:
             counted[0, angle] = follows.any()
         if not bool(counted[:, angle].all()):

@@ -325,7 +325,7 @@ def test_many_boxes_are_laid_out_in_bounded_batches(monkeypatch):
 
     some = rois([(6, 7, 8)] * 5)
     expected = on_rois(some, ["glcm", "glszm_ZoneEntropy"][1:], ndim=3, **OPTIONS)
-    for bound in ("_VOXELS", "_PAIRS"):
+    for bound in ("_VOXELS_CPU", "_PAIRS"):
         laid = []
         with monkeypatch.context() as patch:
             patch.setattr(radiomic, bound, 700)
@@ -418,7 +418,7 @@ def test_long_and_broad_boxes_are_not_laid_out_together(monkeypatch):
     some = [Roi(roi.image * (1 + n), roi.mask, roi.spacing, None) for n, roi in enumerate(some)]
     names = ["glcm_Contrast", "gldm_DependenceEntropy"]
     expected = [on_rois([roi], names, ndim=3, **OPTIONS)[0] for roi in some]
-    monkeypatch.setattr(radiomic, "_VOXELS", 30_000)
+    monkeypatch.setattr(radiomic, "_VOXELS_CPU", 30_000)
     lines, plain = [], grey.Boxes.__init__
 
     def laid(self, *given):
@@ -456,12 +456,12 @@ def test_torchs_threads_are_put_back_whoever_computes_meanwhile():
     seen = []
 
     def work():
-        with radiomic._own_threads() as side_by_side:
-            seen.append((side_by_side, torch.get_num_threads()))
+        with radiomic._one_thread():
+            seen.append((1, torch.get_num_threads()))
             inside.wait(30)
             go.wait(30)
-            with radiomic._own_threads() as nested:
-                seen.append((nested, torch.get_num_threads()))
+            with radiomic._one_thread():
+                seen.append((2, torch.get_num_threads()))
         seen.append((0, torch.get_num_threads()))
 
     try:
@@ -476,7 +476,7 @@ def test_torchs_threads_are_put_back_whoever_computes_meanwhile():
             for thread in threads:
                 thread.join(30)
             after = late.submit(torch.get_num_threads).result()
-        assert seen[:2] == [(3, 1)] * 2 and sorted(seen[2:]) == [(0, 3)] * 2 + [(1, 1)] * 2
+        assert seen[:2] == [(1, 1)] * 2 and sorted(seen[2:]) == [(0, 3)] * 2 + [(2, 1)] * 2
         assert begun == after == torch.get_num_threads() == 3
         many = on_rois(rois([(6, 7, 8)]), ALL_3D, ndim=3, **OPTIONS)
         assert torch.get_num_threads() == 3
@@ -498,7 +498,9 @@ def test_cooccurrence_has_a_gradient_where_levels_are_independent():
         pairs = pairs.double().expand(1, 3, 2, 2).clone().requires_grad_(True)
         source = Cooccurrence(pairs, grey)
         for name in (one.split("_")[1] for one in features.CLASSES["glcm"] if one != "glcm_MCC"):
-            (slope,) = torch.autograd.grad(source.features([name]).nansum(), pairs, retain_graph=True, allow_unused=True)
+            (slope,) = torch.autograd.grad(
+                source.features([name]).nansum(), pairs, retain_graph=True, allow_unused=True
+            )
             assert slope is None or slope.isfinite().all(), name
 
 

@@ -551,7 +551,12 @@ class RealWorkerTest(unittest.TestCase):
         responses = slicer.util.arrayFromTableColumn(curve, "response")
         self.assertEqual(len(responses), 6)
         self.assertGreater(responses[-1], responses[0])
-        for feature in ("firstorder_RootMeanSquared", "shape_Sphericity", "glcm_Contrast", "gldm_LargeDependenceEmphasis"):
+        for feature in (
+            "firstorder_RootMeanSquared",
+            "shape_Sphericity",
+            "glcm_Contrast",
+            "gldm_LargeDependenceEmphasis",
+        ):
             column = slicer.util.arrayFromTableColumn(curve, feature)
             self.assertTrue(all(column[1:] == column[1:]), f"{feature} has no values")  # a chart can be drawn
         charts = [n.GetTitle() for n in panel.results.nodes("vtkMRMLPlotChartNode")]
