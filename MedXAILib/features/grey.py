@@ -10,6 +10,8 @@ import torch
 
 from ..errors import MedXAIError
 
+_KEPT = 1 << 23  # neighbours, of all directions, that are kept for the next class
+
 
 def bin_edges(inner: np.ndarray, bin_width: float, bin_count: int = 0) -> np.ndarray:
     """Lower edges of the bins, as pyradiomics 3.0.1 sets them.
@@ -118,6 +120,7 @@ class Boxes:
             grey[box, : len(there)] = there
         self.count, self.device = len(masks), torch.device(device)
         self.index = torch.int32 if line.size < 1 << 30 else torch.int64  # narrow numbers are faster
+        self._beside: dict[int, torch.Tensor] = {}
         self.longest = max(max(mask.shape) for mask in masks)
         self.line = torch.from_numpy(line).to(self.device)
         self.grey = torch.from_numpy(grey).to(self.device)
@@ -158,7 +161,14 @@ class Boxes:
 
     def beside(self, shift: int, values=None):
         """``values`` (the line) at the neighbour of each voxel, shape (voxels,). ``shift`` may be negative."""
-        return (self.line if values is None else values).index_select(0, self.near + shift)
+        if values is not None:
+            return values.index_select(0, self.near + shift)
+        found = self._beside.get(shift)
+        if found is None:
+            found = self.line.index_select(0, self.near + shift)
+            if len(found) * len(self.shifts) < _KEPT:  # several classes ask for it
+                self._beside[shift] = found
+        return found
 
     @functools.cached_property
     def near(self):

@@ -344,44 +344,45 @@ def _runs(boxes):
 
     In the order of the straight lines along an angle, voxels whose numbers follow each other are neighbours along it.
     """
-    line, at, angles, sizes = boxes.line, boxes.near, len(boxes.shifts), boxes.longest
+    line, angles, sizes = boxes.line, len(boxes.shifts), boxes.longest
     cells = boxes.ranks * (sizes + 1)
     codes, counts = [], []
     counted = torch.zeros(boxes.count, angles, dtype=torch.bool, device=line.device)
-    first = torch.ones(len(at), dtype=torch.bool, device=line.device)
     for angle, (shift, step) in enumerate(zip(boxes.shifts, boxes.steps)):
-        per = -(-len(line) // shift)
-        if len(line) < 8 * len(
-            at
-        ):  # cut into pieces as long as the shift and read by columns, all lines follow each other
-            columns = torch.nn.functional.pad(line, (0, per * shift - len(line))).view(per, shift).t().reshape(-1)
-            number = where(columns)
-            tag = columns.index_select(0, number)
-        else:
-            number = ascending((at % shift) * per + at // shift)
-            tag = line.index_select(0, number % per * shift + number // per)
-        follows = number[1:] - number[:-1] == 1
-        torch.logical_or(tag[1:] != tag[:-1], ~follows, out=first[1:])
-        start = where(first)
-        length = torch.empty_like(start)
-        torch.sub(start[1:], start[:-1], out=length[:-1])
-        length[-1] = len(at) - start[-1]
-        code = (tag.index_select(0, start) - 1) * (sizes + 1) + length
-        if boxes.count > 1:
-            item = boxes.item_of(number % per * shift + number // per)
-            code += item[start] * cells
+        tag, length, item, several = _stretches(boxes, shift)
+        code = (tag - 1) * (sizes + 1) + length + item * cells
         code, count = _tally(code, boxes.count * cells)
         codes.append(code + (code // cells * (angles - 1) + angle) * cells)  # of a box, then of an angle
         counts.append(count)
         # Two voxels of a mask on one line make an angle count. Mostly they are neighbours; if not, the lines are looked at.
-        if boxes.count > 1:
-            counted[item[1:][follows].unique(), angle] = True
-        else:
-            counted[0, angle] = follows.any()
+        counted[several, angle] = True
         if not bool(counted[:, angle].all()):
             _, of, many = boxes.line_of(step).unique(return_inverse=True, return_counts=True)
             counted[boxes.item[many[of] > 1], angle] = True
     return _Entries(boxes, torch.cat(codes), torch.cat(counts), sizes, angles, counted)
+
+
+def _stretches(boxes, shift):
+    """Of each stretch along a shift: 1 + rank, length and box; and the boxes in which two voxels are neighbours along it."""
+    line, at = boxes.line, boxes.near
+    per = -(-len(line) // shift)
+    # Cut into pieces as long as the shift and read by columns, all lines along it follow each other.
+    if len(line) < 8 * len(at):
+        columns = torch.nn.functional.pad(line, (0, per * shift - len(line))).view(per, shift).t().reshape(-1)
+        number = where(columns)
+        tag = columns.index_select(0, number)
+    else:
+        number = ascending((at % shift) * per + at // shift)
+        tag = line.index_select(0, number % per * shift + number // per)
+    follows = number[1:] - number[:-1] == 1
+    first = torch.ones(len(at), dtype=torch.bool, device=line.device)
+    torch.logical_or(tag[1:] != tag[:-1], ~follows, out=first[1:])
+    start = where(first)
+    length = torch.diff(start, append=start.new_tensor([len(at)]))
+    if boxes.count == 1:
+        return tag.index_select(0, start), length, 0, slice(int(follows.any()))
+    item = boxes.item_of(number % per * shift + number // per)
+    return tag.index_select(0, start), length, item.index_select(0, start), item[1:][follows].unique()
 
 
 def ascending(values):

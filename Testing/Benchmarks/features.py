@@ -40,14 +40,14 @@ def case(shape, voxels, seed=0):
     return Volume(image, matrix, "noise"), Volume(mask.astype(np.uint8), matrix, "mask")
 
 
-def extractor(image, mask, names, flat):
-    """A call that does what `execute` does on images that are already SimpleITK's."""
+def extractor(image, mask, names, flat, diagnostics=True):
+    """A call of `execute` on images that are already SimpleITK's; as it comes, it also writes diagnostics of both."""
     import SimpleITK as sitk
     from radiomics.featureextractor import RadiomicsFeatureExtractor
 
     logging.getLogger("radiomics").setLevel(logging.CRITICAL)
     engine = RadiomicsFeatureExtractor(
-        binWidth=25, additionalInfo=False, **({"force2D": True, "force2Ddimension": 0} if flat else {})
+        binWidth=25, additionalInfo=diagnostics, **({"force2D": True, "force2Ddimension": 0} if flat else {})
     )
     engine.disableAllFeatures()
     groups: dict[str, list[str]] = {}
@@ -93,6 +93,8 @@ def contenders(name, image, mask, path, ndim, device):
     )
     assert worst < 1e-6, f"the values differ by {worst:g}"
     found[f"{name}: RadiomicsFeatureExtractor.execute"] = lambda: peer() and None
+    bare = extractor(image, mask, names, ndim == 2, diagnostics=False)
+    found[f"{name}: the same without its diagnostics"] = lambda: bare() and None
     found[f"{name}: pyradiomics' classes on the box"] = lambda: ours("pyradiomics") and None
     return (
         found,
