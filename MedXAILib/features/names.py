@@ -38,6 +38,9 @@ _TABLE = {
 #: Class -> full names of its features, as pyradiomics 3.0.1 computes them (its deprecated ones left out).
 CLASSES = {group: tuple(f"{group}_{feature}" for feature in words.split()) for group, words in _TABLE.items()}
 
+#: What the names of features that look at grey levels begin with.
+BINNED = ("glcm_", "gldm_", "glrlm_", "glszm_", "ngtdm_", "firstorder_Entropy", "firstorder_Uniformity")
+
 _KNOWN = {LINE, *(feature for group in CLASSES.values() for feature in group)}
 
 #: The curves of Couteaux et al. 2019 (sections 3.1 to 3.3), for volumes; on a single slice the 2-D counterparts.

@@ -19,7 +19,7 @@ from ..explanation import Step
 from ..files import alone, disk_error
 from ..resume import Log, cases_together
 from .children import cores, side_by_side
-from .names import resolve, without_line
+from .names import BINNED, LINE, resolve, without_line
 from .radiomic import MAX_BINS, check_bins, compute, engine_of
 
 _SCHEMA = 1
@@ -97,6 +97,15 @@ class Reference:
         """The standard deviation, or 0 where there is none beyond rounding."""
         sd = self.sd.get(name, math.nan)
         return sd if math.isfinite(sd) and sd > 1e-12 * abs(self.mean[name]) else 0.0
+
+    def unlike(self, options: dict) -> list[str]:
+        """Features that depend on bins or on the line, where these are not those of ``options``: their values cannot be compared."""
+        found = []
+        if _bins(self.options) != _bins(options):
+            found += [name for name in self.mean if name.startswith(BINNED)]
+        if any(self.options.get(key) != options.get(key) for key in ("line_angle", "line_length")):
+            found += [name for name in self.mean if name == LINE]
+        return found
 
     def differences(self, options: dict) -> list[str]:
         """One sentence for each way in which features computed with ``options`` cannot be compared with this reference.

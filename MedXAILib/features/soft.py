@@ -52,8 +52,10 @@ def resolve_soft(names) -> list[str]:
             continue
         some = [one for one in SOFT if one == name or (name in CLASSES and one.startswith(name + "_"))]
         if not some:
+            known = any(name in group for group in CLASSES.values()) or name in CLASSES
+            near = "" if known else nearest(name, SOFT)
             raise MedXAIError(
-                f"'{asked.strip()}' has no gradient to follow{nearest(name, SOFT)}; use {VOLUME}, 'firstorder', 'glcm', or names of these"
+                f"'{asked.strip()}' {'has no gradient to follow' if known else 'is no feature with a gradient'}{near}; use {VOLUME}, 'firstorder', 'glcm', or names of these"
                 " classes (of glcm all but MCC, Autocorrelation, JointAverage, SumAverage, Idn and Idmn)."
             )
         found.update(dict.fromkeys(some))

@@ -393,12 +393,15 @@ def _features(settings, dimensions, unit):
     names = radiomics.resolve(settings.features, dimensions)
     if settings.reference:
         reference = radiomics.Reference.read(settings.reference)
-        notes += reference.differences(
-            {
-                "ndim": dimensions, "bin_width": settings.bin_width, "bin_count": settings.bin_count, "line_angle": settings.line_angle,
-                "line_length": settings.line_length, "unit": unit,
-            }
-        )  # fmt: skip
+        here = {
+            "ndim": dimensions, "bin_width": settings.bin_width, "bin_count": settings.bin_count, "line_angle": settings.line_angle,
+            "line_length": settings.line_length, "unit": unit,
+        }  # fmt: skip
+        notes += reference.differences(here)
+        unlike = [name for name in reference.unlike(here) if name in names]
+        if unlike:
+            reference.sd.update(dict.fromkeys(unlike, np.nan))
+            notes.append(f"Not normalised for that reason: {', '.join(unlike)}.")
         strange = [n for n in names if n not in reference.mean]
         if strange:
             notes.append(f"The reference has no {', '.join(strange)}: these curves are not normalised.")

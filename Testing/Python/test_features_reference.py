@@ -555,3 +555,16 @@ def test_what_is_wrong_is_refused_before_a_case_is_read(folder, tmp_path, capsys
         told = capsys.readouterr().err
         assert word in told and told.count("\n") == 1, told
     assert [p.name for p in tmp_path.iterdir()] == ["cohort"]
+
+
+def test_what_other_bins_or_another_line_make_of_a_feature_is_named():
+    mean = {name: 1.0 for name in ("glcm_Contrast", "firstorder_Entropy", "firstorder_Mean", "line_texture")}
+    made = {"bin_width": 25.0, "bin_count": 0, "line_angle": 135.0, "line_length": 9}
+    found = Reference(mean, dict(mean), dict.fromkeys(mean, 3), {}, [], options=made)
+    assert found.unlike(made) == [] and found.unlike(made | {"line_angle": 45.0}) == ["line_texture"]
+    assert (
+        found.unlike(made | {"bin_count": 32})
+        == found.unlike(made | {"bin_width": 5.0})
+        == ["glcm_Contrast", "firstorder_Entropy"]
+    )
+    assert found.unlike(made | {"ndim": 3}) == []

@@ -93,7 +93,7 @@ def test_names():
     for name, words in (
         ("glcm_MCC", "no gradient"),
         ("glcm_JointAverage", "no gradient"),
-        ("soft", "no gradient"),
+        ("soft", "no feature with a gradient"),
         ("shape_Sphericity", "no gradient"),
         ("soft_volum", "did you mean 'soft_volume'"),
     ):
