@@ -10,7 +10,32 @@ import torch
 from .texture import EPS, ascending
 
 
-class FirstOrder:
+class Common:
+    """What hard and soft masks have in common: features made of ``_mean``, ``_share`` (of each bin), ``_percentile``, ``_voxel``."""
+
+    def _TotalEnergy(self):
+        return self._Energy() * self._voxel
+
+    def _Entropy(self):
+        return -(self._share * torch.log2(self._share + EPS)).sum()
+
+    def _Uniformity(self):
+        return self._share.square().sum()
+
+    def _10Percentile(self):
+        return self._percentile(10)
+
+    def _90Percentile(self):
+        return self._percentile(90)
+
+    def _InterquartileRange(self):
+        return self._percentile(75) - self._percentile(25)
+
+    def _Mean(self):
+        return self._mean
+
+
+class FirstOrder(Common):
     """First-order features, each made when it is asked for.
 
     Parameters
@@ -65,15 +90,6 @@ class FirstOrder:
     def _Energy(self):
         return self.values.square().sum()
 
-    def _TotalEnergy(self):
-        return self._Energy() * self._voxel
-
-    def _Entropy(self):
-        return -(self._share * torch.log2(self._share + EPS)).sum()
-
-    def _Uniformity(self):
-        return self._share.square().sum()
-
     def _Minimum(self):
         return self.values.min()
 
@@ -82,18 +98,6 @@ class FirstOrder:
 
     def _Range(self):
         return self.values.max() - self.values.min()
-
-    def _10Percentile(self):
-        return self._percentile(10)
-
-    def _90Percentile(self):
-        return self._percentile(90)
-
-    def _InterquartileRange(self):
-        return self._percentile(75) - self._percentile(25)
-
-    def _Mean(self):
-        return self._mean
 
     def _Median(self):
         n = len(self.values)

@@ -53,9 +53,8 @@ def grey_levels(inner: np.ndarray, bin_width: float, bin_count: int = 0) -> np.n
     """The grey level of each voxel, from 1: int64, shape of ``inner``."""
     edges = bin_edges(inner, bin_width, bin_count)
     away = (inner.astype(np.float64) - float(edges[0])) / (float(edges[1]) - float(edges[0]))
-    level = np.clip(away, 0, len(edges) - 2).astype(
-        np.int64
-    )  # right but for rounding, which the edges themselves settle
+    level = np.clip(away, 0, len(edges) - 2).astype(np.int64)
+    # Right but for rounding, which the edges themselves settle.
     level += inner >= edges[level + 1]
     level -= inner < edges[level]
     return level + 1

@@ -38,8 +38,10 @@ _TABLE = {
 #: Class -> full names of its features, as pyradiomics 3.0.1 computes them (its deprecated ones left out).
 CLASSES = {group: tuple(f"{group}_{feature}" for feature in words.split()) for group, words in _TABLE.items()}
 
-#: What the names of features that look at grey levels begin with.
-BINNED = ("glcm_", "gldm_", "glrlm_", "glszm_", "ngtdm_", "firstorder_Entropy", "firstorder_Uniformity")
+#: The classes of texture features, and what the names of all features that look at grey levels begin with.
+TEXTURE = ("glcm", "gldm", "glrlm", "glszm", "ngtdm")
+FIRST_BINNED = ("firstorder_Entropy", "firstorder_Uniformity")
+BINNED = (*TEXTURE, *FIRST_BINNED)
 
 _KNOWN = {LINE, *(feature for group in CLASSES.values() for feature in group)}
 

@@ -17,15 +17,13 @@ import numpy as np
 
 from ..errors import MedXAIError, nearest
 from ..volume import Volume, mask_on_grid
-from .names import LINE, grouped, resolve, without_line
+from .names import BINNED, FIRST_BINNED, LINE, TEXTURE, grouped, resolve, without_line
 from .peer import available
 
 #: More grey levels than this, and texture features are NaN: their cost grows with the square of the levels.
 MAX_BINS = 1000
 
 ENGINES = ("auto", "builtin", "pyradiomics")
-_TEXTURE = ("glcm", "gldm", "glrlm", "glszm", "ngtdm")
-_BINNED = ("firstorder_Entropy", "firstorder_Uniformity")
 _VOXELS = 1 << 22  # of the line that boxes are laid out on together; on a processor as many as its caches like
 _VOXELS_CPU = 1 << 18
 _PAIRS = 1 << 24  # entries of co-occurrence matrices that are held at once
@@ -277,15 +275,15 @@ class _Box:
         elif not bin_count:
             span = (float(self.inner.max()) - float(self.inner.min())) / bin_width
             self.capped = not span <= max_bins
-        if self.capped and grouped(names).keys() & {*_TEXTURE}:
+        if self.capped and grouped(names).keys() & {*TEXTURE}:
             self.notes.append(
                 f"capped: the intensities in the mask span {int(min(span, 1e18)) + 1} bins of {bin_width:g}, more than"
                 f" {max_bins}; texture features are left out (choose a larger bin width, or a number of bins)."
             )
         if self.capped:
             # Of entropy and uniformity the built-in engine asks only which voxels share a bin.
-            binned = _BINNED if engine == "pyradiomics" else ()
-            self.names = [name for name in names if not name.startswith(_TEXTURE) and name not in binned]
+            lost = BINNED if engine == "pyradiomics" else TEXTURE
+            self.names = [name for name in names if not name.startswith(lost)]
 
     @contextlib.contextmanager
     def trying(self, group):
@@ -360,7 +358,7 @@ def _builtin(boxes, ndim, bin_width, bin_count, device, stop):
         if stopped():
             return
         groups, roi, levels = grouped(box.names), box.roi, None
-        if groups.keys() & {*_TEXTURE} or any(name in _BINNED for name in box.names):
+        if any(name.startswith(BINNED) for name in box.names):
             with box.trying("grey levels"):
                 capped = box.capped
                 levels = shared_bins(box.inner, bin_width) if capped else grey_levels(box.inner, bin_width, bin_count)
@@ -368,7 +366,9 @@ def _builtin(boxes, ndim, bin_width, bin_count, device, stop):
             with box.trying("firstorder"):
                 values = torch.from_numpy(box.inner.astype(np.float64)).to(device)
                 bins = None if levels is None else torch.from_numpy(levels).to(device)
-                wanted = [one for one in groups["firstorder"] if bins is not None or f"firstorder_{one}" not in _BINNED]
+                wanted = [
+                    one for one in groups["firstorder"] if bins is not None or f"firstorder_{one}" not in FIRST_BINNED
+                ]
                 with torch.inference_mode():
                     first = FirstOrder(values, bins, float(np.prod(roi.spacing)))
                     box.values.update({f"firstorder_{name}": first.feature(name) for name in wanted})
@@ -381,14 +381,14 @@ def _builtin(boxes, ndim, bin_width, bin_count, device, stop):
                     raise MedXAIError("the mask has more than one slice.")
                 mask, spacing = roi.mask.squeeze(roi.plane), np.delete(roi.spacing[::-1], roi.plane)
                 box.values.update(_named("shape2D", flat.shape(mask, spacing, groups["shape2D"])))
-        if groups.keys() & {*_TEXTURE} and levels is not None:
+        if groups.keys() & {*TEXTURE} and levels is not None:
             mask = roi.mask
             if ndim == 2 and roi.plane:  # the slices along k
                 grid = np.zeros(mask.shape, levels.dtype)
                 grid[mask] = levels
                 grid, mask = np.moveaxis(grid, roi.plane, 0), np.moveaxis(mask, roi.plane, 0)
                 levels = grid[mask]
-            textured.append((box, mask, levels, {group: groups[group] for group in _TEXTURE if group in groups}))
+            textured.append((box, mask, levels, {group: groups[group] for group in TEXTURE if group in groups}))
     for some in _batches(textured, device):
         if stopped():
             return

@@ -14,10 +14,11 @@ import math
 import torch
 
 from ..errors import MedXAIError, nearest
+from .firstorder import Common
 from .grey import directions
 from .names import ALIASES, CLASSES
 from .radiomic import MAX_BINS
-from .texture import EPS, Cooccurrence
+from .texture import Cooccurrence
 
 VOLUME = "soft_volume"
 #: Full names of what can be differentiated.
@@ -62,7 +63,7 @@ def resolve_soft(names) -> list[str]:
     return list(found)
 
 
-class Soft:
+class Soft(Common):
     """Differentiable features of one image and soft mask, each made when it is asked for.
 
     Parameters
@@ -151,7 +152,7 @@ class Soft:
         return lower.long(), at - lower, count
 
     @functools.cached_property
-    def _shares(self):
+    def _share(self):
         found = self._memberships
         if found is None:
             return self._grid.new_full((1,), float("nan"))
@@ -189,17 +190,8 @@ class Soft:
     def _Energy(self):
         return (self._w * self._x**2).sum()
 
-    def _TotalEnergy(self):
-        return self._Energy() * self._voxel
-
     def _RootMeanSquared(self):
         return self._average(self._x**2).sqrt()
-
-    def _Entropy(self):
-        return -(self._shares * torch.log2(self._shares + EPS)).sum()
-
-    def _Uniformity(self):
-        return (self._shares**2).sum()
 
     def _Minimum(self):
         return self._body.min()
@@ -210,20 +202,8 @@ class Soft:
     def _Range(self):
         return self._body.max() - self._body.min()
 
-    def _10Percentile(self):
-        return self._percentile(10)
-
-    def _90Percentile(self):
-        return self._percentile(90)
-
-    def _InterquartileRange(self):
-        return self._percentile(75) - self._percentile(25)
-
     def _Median(self):
         return self._percentile(50)
-
-    def _Mean(self):
-        return self._mean
 
     def _MeanAbsoluteDeviation(self):
         return self._average((self._x - self._mean).abs())
