@@ -21,6 +21,7 @@ from .cli_parts import (
     given,
     tell,
     trusted,
+    write_study,
 )
 from .cli_reproduce import reproduce_parser
 from .cli_train import train_parser
@@ -275,7 +276,6 @@ def _study(options, chosen):
 
 
 def _cohort(options, chosen) -> int:
-    from . import output
     from .models import load
     from .resume import kept, resumable
 
@@ -287,13 +287,7 @@ def _cohort(options, chosen) -> int:
     with resumable(options.output) as folder, kept(log := folder / "cases.jsonl"):
         model = load(options.model, device=chosen.device, trusted=trusted(options, options.model))
         explanation = progress.drive(study(model, log))
-        explanation.provenance["command"] = ["medxai", *options.arguments]
-        if picture and not options.no_scene:
-            try:
-                picture(explanation, folder / "report.png")
-            except MedXAIError as error:
-                explanation.notes.append(f"report.png was not written: {error.message}")
-        output.write(explanation, [], [], folder, scene=False)
+        write_study(explanation, folder, None if options.no_scene else picture, options.arguments)
     progress.end()
     tell(explanation, options.output, False, options.json)
     return DONE

@@ -83,6 +83,19 @@ def trusted(options, *folders) -> set[str]:
     return {Package.read(folder).sha256 for folder in folders if folder}
 
 
+def write_study(explanation, folder, picture, arguments) -> None:
+    """Write what a study came to into ``folder``, with the command and, where ``picture`` draws one, ``report.png``; without a picture, say so."""
+    from . import output
+
+    explanation.provenance["command"] = ["medxai", *arguments]
+    if picture:
+        try:
+            picture(explanation, folder / "report.png")
+        except MedXAIError as error:
+            explanation.notes.append(f"report.png was not written: {error.message}")
+    output.write(explanation, [], [], folder, scene=False)
+
+
 def tell(explanation, folder, scene, as_json):
     if as_json:
         print(json.dumps({"event": "result", "folder": str(folder)}), flush=True)

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import settings
-from .cli_parts import DONE, Parser, Progress, add_settings, tell
-from .errors import MedXAIError
+from .cli_parts import DONE, Parser, Progress, add_settings, tell, write_study
 
 
 def reproduce_parser(commands):
@@ -43,7 +42,6 @@ def chosen_of(options):
 
 
 def _dream(options) -> int:
-    from . import output
     from .files import check_new_folder
     from .resume import kept, resumable
 
@@ -57,12 +55,7 @@ def _dream(options) -> int:
 
     with resumable(options.output) as folder, kept(folder / LOG, "finished networks and dreams", where=False):
         explanation = progress.drive(reproduce_dream(folder, wanted))
-        explanation.provenance["command"] = ["medxai", *options.arguments]
-        try:
-            reproduce_picture(explanation, folder / "report.png")
-        except MedXAIError as error:
-            explanation.notes.append(f"report.png was not written: {error.message}")
-        output.write(explanation, [], [], folder, scene=False)
+        write_study(explanation, folder, reproduce_picture, options.arguments)
     progress.end()
     tell(explanation, options.output, False, options.json)
     return DONE
